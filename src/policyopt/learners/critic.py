@@ -1,0 +1,63 @@
+"""The critic: a value network trained beside the policy, shared by every method that needs values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from policyopt.learners.annotators import evaluated
+from policyopt.learners.update import Adam
+from policyopt.objectives.policy_gradient import TokenMean
+from policyopt.objectives.value import clipped_value_loss, explained_variance
+from policyopt.types import Clock, Part, Rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(Part):
+    """A value network of the policy's own shape with its own optimizer.
+
+    clip: PPO's value clip around the values at collection (None: plain squared error).
+    """
+
+    gives: ClassVar[tuple[str, ...]] = ("value", "next_value")
+    optimizer: Adam = Adam()
+    clip: float | None = None
+
+    def build(self, policy: Any, seed: int) -> LiveCritic:
+        return LiveCritic(self, policy.critic(seed))
+
+
+class LiveCritic:
+    def __init__(self, settings: Critic, model: Any) -> None:
+        self.settings, self.model = settings, model
+        self.optimizer = settings.optimizer.build(model.parameters())
+
+    def annotate(self, batch: Rollouts, limit: int) -> Rollouts:
+        """Adds ``value`` and ``next_value`` [N, T]; the value after a row's last step is 0 (a response is an episode)."""
+        value = evaluated(self.model, batch, "value", limit)
+        following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
+        return batch.replace(value=value, next_value=following)
+
+    def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
+        """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""
+        shares = TokenMean()(batch)
+        total = torch.zeros((), device=shares.device)
+        for rows in self.model.micro_batches(batch, limit):
+            micro = batch[rows]
+            value = self.model.evaluate(micro, ("value",)).value
+            loss = (shares[rows] * clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)).sum()
+            loss.backward()
+            total += loss.detach()
+        self.optimizer.step(total, clock)
+        explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
+        return {"loss/value": total, "value/explained_variance": explained}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

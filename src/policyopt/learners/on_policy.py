@@ -1,0 +1,175 @@
+"""The on-policy learner: collect, annotate, give credit, update. Most methods are a configuration of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policyopt.credit.groups import Credit
+from policyopt.learners.annotators import Annotator
+from policyopt.learners.critic import Critic
+from policyopt.learners.update import Adam, Optimizer
+from policyopt.objectives.policy_gradient import Objective, PolicyGradient
+from policyopt.rollouts.collector import Collector
+from policyopt.rollouts.language import Groups
+from policyopt.types import Budget, Clock, Part, Rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """A method that learns from what the current policy just did.
+
+    collector gathers named batches; annotators add columns that need a network; the critic, where there is one, adds values;
+    credit turns rewards into advantages; the objective is minimised over ``epochs`` passes of ``minibatches`` pieces each.
+    objectives holds those of further named batches (``{"demonstrations": …}``), added to the main one in every update.
+    micro_batch is the number of tokens (steps, in control) that go through a network at once; it bounds memory and does
+    not change the result. None chooses it from the size of the model.
+    """
+
+    collector: Collector = Groups()
+    annotators: tuple[Annotator, ...] = ()
+    critic: Critic | None = None
+    credit: tuple[Credit, ...] = ()
+    objective: Objective = PolicyGradient()
+    objectives: Mapping[str, Objective] = field(default_factory=dict, hash=False)
+    optimizer: Adam = Adam()
+    epochs: int = 1
+    minibatches: int = 1
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.minibatches < 1:
+            raise ValueError(f"epochs and minibatches must be positive, got {self.epochs} and {self.minibatches}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be a positive number of tokens, got {self.micro_batch}")
+
+    def learner(
+        self, problem: Any, policy: Any = None, *, seed: int, budget: Budget | None = None
+    ) -> OnPolicyLearner:
+        return OnPolicyLearner(self, problem, policy, seed, budget)
+
+
+def check_columns(method: OnPolicy) -> None:
+    """Raise ValueError where a part reads a column that nothing before it gives."""
+    critic = () if method.critic is None else (method.critic,)
+    stages: tuple[Any, ...] = (method.collector, *method.annotators, *critic, *method.credit, method.objective)
+    given = {"actions", "mask"}
+    for part in (piece for stage in stages for piece in nested_parts(stage)):
+        if missing := [column for column in part.needs if column not in given]:
+            raise ValueError(
+                f"{type(part).__name__} reads the column {missing[0]!r}, which no part before it gives; there are "
+                f"{', '.join(sorted(given))}. Add a part that gives it (`policyopt methods` shows the parts of each method)"
+            )
+        given |= set(part.gives)
+
+
+def nested_parts(part: Part) -> Iterator[Part]:
+    """The parts inside ``part``, then itself: what is inside works first."""
+    for item in fields(part):
+        value = getattr(part, item.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Part):
+                yield from nested_parts(inner)
+    yield part
+
+
+class OnPolicyLearner:
+    """The live method: policy, critic, optimizers, memories, clock."""
+
+    def __init__(self, method: OnPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
+        check_columns(method)
+        if policy is None:
+            raise ValueError("this method trains a policy: give one (on the command line: --policy)")
+        self.method, self.problem, self.policy, self.budget = method, problem, policy, budget
+        self.clock = Clock(seed=seed)
+        sampling = getattr(method.collector, "sampling", None)
+        if sampling is not None:
+            policy.temperature = sampling.temperature or 1.0
+        self.limit = method.micro_batch or policy.default_micro_batch()
+        self.models = {f"annotators.{i}": part.build(policy, seed) for i, part in enumerate(method.annotators)}
+        self.critic = None if method.critic is None else method.critic.build(policy, seed)
+        self.optimizer = method.optimizer.build(policy.parameters())
+        parts = {"collector": method.collector, **{f"credit.{i}": part for i, part in enumerate(method.credit)}}
+        self.memories = {path: memory for path, part in parts.items() if (memory := part.memory()) is not None}
+
+    def step(self) -> dict[str, Tensor | float]:
+        """Collect once, then all updates on what was collected."""
+        collected = self.method.collector(self.policy, self.problem, self.clock, self.memories.get("collector"))
+        batches = dict(collected.batches)
+        batches["rollouts"] = self._credited(batches["rollouts"])
+        updates = []
+        for epoch in range(self.method.epochs):
+            order = self.clock.generator(f"minibatches-{epoch}")
+            updates += [self._update(pieces) for pieces in minibatches(batches, self.method.minibatches, order)]
+        metrics = {**collected.metrics, **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]}}
+        self.clock.advance(metrics, self.budget)
+        return metrics
+
+    def _credited(self, batch: Rollouts) -> Rollouts:
+        for i, annotator in enumerate(self.method.annotators):
+            batch = annotator(batch, self.policy, self.models[f"annotators.{i}"], self.limit)
+        if self.critic is not None:
+            batch = self.critic.annotate(batch, self.limit)
+        for i, credit in enumerate(self.method.credit):
+            batch = credit(batch, self.memories.get(f"credit.{i}"))
+        return batch
+
+    def _update(self, pieces: dict[str, Any]) -> dict[str, Tensor | float]:
+        """One optimizer step on the sum of the objectives of the named minibatches, one critic step beside it."""
+        metrics: dict[str, Tensor | float] = {}
+        total = torch.zeros((), device=self.policy.device)
+        for name, objective in {"rollouts": self.method.objective, **self.method.objectives}.items():
+            batch = objective.prepare(pieces[name])
+            for rows in self.policy.micro_batches(batch, self.limit):
+                micro = batch[rows]
+                loss = objective(self.policy.evaluate(micro, objective.want()), micro)
+                loss.value.backward()
+                total += loss.value.detach()
+                for key, value in loss.metrics.items():
+                    metrics[key] = metrics.get(key, 0.0) + value
+        metrics["gradient/norm"] = self.optimizer.step(total, self.clock)
+        if self.critic is not None:
+            metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "clock": self.clock.state_dict(),
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "critic": None if self.critic is None else self.critic.state_dict(),
+            "models": {path: model.state_dict() for path, model in self.models.items() if model is not None},
+            "memories": {path: memory.state_dict() for path, memory in self.memories.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock.load_state_dict(state["clock"])
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+        for path, model in state["models"].items():
+            self.models[path].load_state_dict(model)
+        for path, memory in state["memories"].items():
+            self.memories[path].load_state_dict(memory)
+
+
+def minibatches(batches: Mapping[str, Any], count: int, rng: torch.Generator) -> Iterator[dict[str, Any]]:
+    """``count`` pieces of every named batch, in random order; rows of a group stay side by side (they share a prompt)."""
+    if count == 1:
+        yield dict(batches)
+        return
+    orders = {}
+    for name, batch in batches.items():
+        if len(batch) < count:
+            raise ValueError(f"{count} minibatches need at least as many rows, but {name} has {len(batch)}")
+        group = getattr(batch, "group", None)
+        index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
+        key = torch.rand(int(index.max()) + 1, generator=rng)[index]
+        orders[name] = key.argsort(stable=True).to(batch.device or "cpu").tensor_split(count)
+    for i in range(count):
+        yield {name: batch[orders[name][i]] for name, batch in batches.items()}

@@ -1,0 +1,114 @@
+"""One optimizer step: schedules, clipping, and the check that nothing non-finite reaches the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policyopt.types import Clock, Part
+
+
+class NonFinite(ArithmeticError):
+    """A loss or gradient was NaN or infinite; the weights were not touched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Part):
+    """Factor on the learning rate: linear warm-up over ``warmup`` steps, then constant."""
+
+    warmup: int = 0
+
+    def __call__(self, clock: Clock) -> float:
+        rising = 1.0 if clock.step >= self.warmup else (clock.step + 1) / (self.warmup + 1)
+        return rising * self.decayed(min(clock.share, 1.0))
+
+    def decayed(self, share: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """Linear decay to ``final`` over the budget."""
+
+    final: float = 0.0
+
+    def decayed(self, share: float) -> float:
+        return 1.0 + (self.final - 1.0) * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Cosine decay to ``final`` over the budget."""
+
+    final: float = 0.0
+
+    def decayed(self, share: float) -> float:
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Part):
+    """AdamW with gradient-norm clipping (None: no clipping)."""
+
+    learning_rate: float = 1e-3
+    schedule: Schedule = Schedule()
+    gradient_clip: float | None = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
+        return Optimizer(self, list(parameters))
+
+
+class Optimizer:
+    """Live AdamW over ``parameters`` (fused: one kernel over all of them)."""
+
+    def __init__(self, settings: Adam, parameters: list[Tensor]) -> None:
+        if not parameters:
+            raise ValueError("there is nothing to train: no parameter of the policy requires a gradient")
+        self.settings, self.parameters = settings, parameters
+        self.adam = torch.optim.AdamW(
+            parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def step(self, loss: Tensor, clock: Clock) -> Tensor:
+        """Apply the accumulated gradients; returns their norm before clipping. Raises NonFinite, weights untouched."""
+        limit = math.inf if self.settings.gradient_clip is None else self.settings.gradient_clip
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm + loss)):
+            self.adam.zero_grad(set_to_none=True)
+            raise NonFinite(
+                f"step {clock.step}: the loss is {float(loss):g} and its gradient norm {float(norm):g}; the weights are "
+                "unchanged. Look at the rewards and the data of this step; a lower learning rate or a tighter "
+                "gradient_clip usually helps"
+            )
+        if math.isfinite(limit):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        for group in self.adam.param_groups:
+            group["lr"] = self.settings.learning_rate * self.settings.schedule(clock)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): state for i, state in self.adam.state_dict()["state"].items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": {int(i): s for i, s in state.items()}, "param_groups": groups})

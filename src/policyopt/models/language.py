@@ -1,0 +1,518 @@
+"""Language policies: any `transformers` causal model that can continue prefixes and say how likely a response is.
+
+``extend`` is the one sampler: every collector (groups, trees, windows, tools) is built on it. ``evaluate`` is the one
+forward. Both speak of the distribution softmax(logits / temperature), ``temperature`` being a property of the policy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from policyopt.models.attention import KeyValues
+from policyopt.models.engines import PaddedEngine, SharedPrefixEngine
+from policyopt.models.head import token_logp
+from policyopt.types import Message, Outputs, Prompt, Rollouts, generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are sampled. ``top_p`` = 1 and ``top_k`` = 0 sample the policy itself.
+
+    temperature 0 decodes greedily. With truncated sampling (top_p < 1 or top_k > 0) the recorded ``behaviour_logp`` is that
+    of the truncated distribution, while importance ratios compare untruncated ones on both sides (``old_logp``): slightly
+    off-policy, and equal to one before the first update.
+    """
+
+    max_new_tokens: int | None = None  # None: what the problem allows
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got {self}")
+
+    def choose(self, logits: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """logits [B, V] → actions, behaviour_logp, old_logp, entropy [B]."""
+        logp = (logits.float() / (self.temperature or 1.0)).log_softmax(-1)
+        probability = logp.exp()
+        entropy = -torch.where(probability > 0, probability * logp, 0.0).sum(-1)
+        if self.temperature == 0:
+            best, actions = logp.max(-1)
+            return {"actions": actions, "behaviour_logp": best, "old_logp": best, "entropy": entropy}
+        kept = self._truncated(probability)
+        cumulative = kept.double().cumsum(-1)
+        total = cumulative[:, -1:]
+        uniform = torch.rand(len(logits), 1, generator=rng, device=logits.device, dtype=torch.float64)
+        actions = torch.searchsorted(cumulative, uniform * total, right=True).clamp(max=logits.shape[1] - 1)
+        old_logp = logp.gather(-1, actions).squeeze(-1)
+        behaviour = old_logp if kept is probability else old_logp - total.squeeze(-1).log().float()
+        return {
+            "actions": actions.squeeze(-1),
+            "behaviour_logp": behaviour,
+            "old_logp": old_logp,
+            "entropy": entropy,
+        }
+
+    def _truncated(self, probability: Tensor) -> Tensor:
+        """The probabilities that may be sampled, not renormalized; the same tensor where nothing is cut."""
+        if self.top_p == 1.0 and (self.top_k == 0 or self.top_k >= probability.shape[1]):
+            return probability
+        ordered, index = probability.sort(-1, descending=True)
+        cut = ordered.cumsum(-1) - ordered >= self.top_p
+        if self.top_k:
+            cut[:, self.top_k :] = True
+        return torch.zeros_like(probability).scatter(-1, index, ordered.masked_fill(cut, 0.0))
+
+
+@dataclass
+class Prefixes:
+    """Token sequences to continue, with keys and values of their beginnings where a former ``extend`` kept them.
+
+    ``known`` is valid for the weights with the stamp ``version`` alone; afterwards the tokens are computed anew.
+    """
+
+    tokens: list[Tensor]
+    known: KeyValues | None = None
+    version: int = -1
+
+
+@dataclass
+class Continuations:
+    """What ``extend`` sampled: sample i = prefix · samples + j continues prefix i // samples.
+
+    actions, behaviour_logp, old_logp, entropy [M, T] (padded on the right), length [M]; finished [M] is False where the
+    limit cut the response. ``forward_tokens`` counts every token that went through the model, recomputed prefixes included;
+    ``sampled_tokens`` the sampled ones.
+    """
+
+    prefixes: list[Tensor]
+    samples: int
+    actions: Tensor
+    behaviour_logp: Tensor
+    old_logp: Tensor
+    entropy: Tensor
+    length: Tensor
+    finished: Tensor
+    forward_tokens: int
+    version: int
+    decoder: Any = None
+
+    @property
+    def sampled_tokens(self) -> int:
+        return int(self.length.sum())
+
+    def tokens(self, row: int, length: int | None = None) -> Tensor:
+        """Prefix and the first ``length`` tokens of a sample (all of them by default)."""
+        own = self.actions[row, : int(self.length[row]) if length is None else length]
+        return torch.cat([self.prefixes[row // self.samples], own])
+
+    def cut(self, rows: Sequence[int], lengths: Sequence[int], append: Sequence[Tensor] | None = None) -> Prefixes:
+        """Prefixes that end after ``lengths[i]`` tokens of sample ``rows[i]``, with ``append[i]`` behind.
+
+        With ``extend(…, keep=True)`` their keys and values are handed on, so that only the last token and what is
+        appended are computed again.
+        """
+        tokens = [self.tokens(r, n) for r, n in zip(rows, lengths, strict=True)]
+        known = None
+        if self.decoder is not None and len(rows):
+            index = torch.tensor(rows, device=self.length.device)
+            computed = torch.tensor(lengths, device=index.device).clamp(max=self.length[index] - 1)
+            known = self.decoder.memory(index, computed)
+        if append is not None:
+            tokens = [torch.cat([t, a]) for t, a in zip(tokens, append, strict=True)]
+        if known is not None:  # the last token's hidden state is needed again
+            total = torch.tensor([len(t) for t in tokens], device=self.length.device)
+            known.length = torch.minimum(known.length, total - 1)
+        return Prefixes(tokens, known, self.version)
+
+
+class LanguagePolicy:
+    """A causal language model with its tokenizer.
+
+    ``model`` is a `transformers` causal LM or a `peft` model around one; ``tokenizer`` a `transformers` tokenizer.
+    ``shared_prefixes`` None checks on a short batch whether the shared-prefix engine agrees with the plain forward and
+    falls back with a warning where it does not.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, shared_prefixes: bool | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+        self.core = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.head = self.core.get_output_embeddings()
+        if not isinstance(self.head, torch.nn.Linear):
+            raise ValueError(f"{type(self.core).__name__} has no linear output layer, got {type(self.head).__name__}")
+        config = self.core.config.get_text_config()
+        if getattr(config, "final_logit_softcapping", None):
+            raise ValueError(f"{type(self.core).__name__} caps its logits (final_logit_softcapping): not supported")
+        self.logit_scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1))
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self.model.eval()
+        self._stops: dict[tuple[str, ...], Tensor] = {}
+        self.engine: SharedPrefixEngine | PaddedEngine = self._engine(shared_prefixes)
+
+    def _engine(self, shared: bool | None) -> SharedPrefixEngine | PaddedEngine:
+        if shared is not None:
+            return SharedPrefixEngine(self.core) if shared else PaddedEngine(self.core)
+        plain = PaddedEngine(self.core)
+        want = self._check_batch(plain)
+        try:
+            engine = SharedPrefixEngine(self.core)
+            difference = float((self._check_batch(engine) - want).abs().max())
+            tolerance = 1e-3 if self.dtype == torch.float32 else 0.15
+            if difference <= tolerance:
+                return engine
+            reason = f"its log-probabilities differ by {difference:.2g}"
+        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+            reason = str(error)
+        warnings.warn(
+            f"{type(self.core).__name__}: prefixes can't be shared ({reason}); using the slower padded path", stacklevel=3
+        )
+        return PaddedEngine(self.core)
+
+    @torch.no_grad()
+    def _check_batch(self, engine: SharedPrefixEngine | PaddedEngine) -> Tensor:
+        """Log-probabilities of a short ragged batch, by a training forward and by decoding it token by token."""
+        rng, size = generator(0, "self-check"), self.head.weight.shape[0]
+        random = [torch.randint(size, (n,), generator=rng).to(self.device) for n in (5, 3)]
+        parent = torch.tensor([0, 0, 1, 1], device=self.device)
+        length = torch.tensor([3, 1, 2, 3], device=self.device)
+        actions = torch.randint(size, (4, 3), generator=rng).to(self.device)
+        mask = torch.arange(3, device=self.device) < length[:, None]
+        states = engine.states(random, parent, actions, length, mask)
+        trained = token_logp(states, self.head.weight, self.head.bias, actions[mask], self.logit_scale)[0]
+        hidden, memory = engine.prefill(random)
+        decoder = engine.decoder(memory, 2, 3)
+        decoded = [decoder.step(actions[:, 0])]
+        decoder.retain(torch.tensor([True, False, True, True], device=self.device))
+        order = torch.as_tensor(decoder.retain(torch.ones(3, dtype=torch.bool, device=self.device)))
+        decoded.append(decoder.step(actions[order, 1]))
+        decoded[1] = decoded[1][order.argsort()]
+        return torch.cat([trained, *(self.logits(h).float().log_softmax(-1).flatten() for h in (hidden, *decoded))])
+
+    # -- facts
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable parameters."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def version(self) -> int:
+        """Rises with every in-place change of the weights; prefixes computed before are not reused."""
+        return sum(p._version for p in self.model.parameters())
+
+    @property
+    def end_tokens(self) -> Tensor:
+        ends = {self.tokenizer.eos_token_id, *_listed(self.core.generation_config.eos_token_id)} - {None}
+        return torch.tensor(sorted(ends), dtype=torch.int64, device=self.device)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits if self.logit_scale == 1.0 else logits * self.logit_scale
+
+    # -- text
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Texts as the tokenizer encodes them, messages through its chat template; one int64 tensor a prompt.
+
+        Raises ValueError for an empty prompt, one that fills the context, or messages without a chat template.
+        """
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        plain = iter(self.tokenizer(texts)["input_ids"] if texts else [])
+        encoded = []
+        for number, prompt in enumerate(prompts):
+            ids = next(plain) if isinstance(prompt, str) else self._templated(number, prompt)
+            if len(ids) == 0:
+                raise ValueError(f"prompt {number} is empty after tokenization: {prompt!r}")
+            if len(ids) >= self.context:
+                raise ValueError(
+                    f"prompt {number} has {len(ids)} tokens, but the model's context holds {self.context}: "
+                    f"shorten the prompt (it begins with {str(prompt)[:60]!r})"
+                )
+            encoded.append(torch.tensor(ids, dtype=torch.int64, device=self.device))
+        return encoded
+
+    def _templated(self, number: int, messages: Sequence[Message]) -> list[int]:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                f"prompt {number} is a list of messages, but this tokenizer has no chat template: "
+                "give text prompts, or a model that was trained to chat"
+            )
+        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    def decode(self, actions: Tensor, length: Tensor) -> list[str]:
+        """actions [N, T], length [N] → N texts without special tokens."""
+        rows = [row[:n] for row, n in zip(actions.tolist(), length.tolist(), strict=True)]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    def _stop_candidates(self, stop: tuple[str, ...]) -> Tensor:
+        """[V] True for tokens after which a stop text may be complete: those that hold the last character of one."""
+        if stop not in self._stops:
+            texts = self.tokenizer.batch_decode([[i] for i in range(self.head.weight.shape[0])])
+            ends = {text[-1] for text in stop}
+            hit = [any(end in text for end in ends) for text in texts]
+            self._stops[stop] = torch.tensor(hit, device=self.device)
+        return self._stops[stop]
+
+    def _stopped(self, history: Tensor, stop: tuple[str, ...]) -> Tensor:
+        """history [B, t] of sampled tokens → [B] True where a stop text is complete; only candidates are decoded."""
+        stopped = self._stop_candidates(stop)[history[:, -1]]
+        rows = stopped.nonzero().squeeze(-1)
+        tail = max(map(len, stop)) + 1  # a token holds a character or more, except for parts of one
+        texts = self.tokenizer.batch_decode(history[rows, -4 * tail :].tolist())
+        stopped[rows] = torch.tensor([any(s in t for s in stop) for t in texts], dtype=torch.bool, device=self.device)
+        return stopped
+
+    # -- sampling
+
+    @torch.no_grad()
+    def extend(
+        self,
+        prefixes: Prefixes | Sequence[Tensor],
+        samples: int,
+        sampling: Sampling,
+        rng: torch.Generator,
+        *,
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        keep: bool = False,
+    ) -> Continuations:
+        """Continue each of U token prefixes ``samples`` times (M = U · samples).
+
+        A response ends with an end token or a stop text (both kept in ``actions``), or is cut after ``max_new_tokens`` or
+        at the end of the context (``finished`` False). Each prefix goes through the model once; finished responses leave
+        the batch at once; log-probabilities and entropies are recorded as the tokens are sampled. ``keep`` holds the keys
+        and values for ``Continuations.cut``.
+        """
+        given = prefixes if isinstance(prefixes, Prefixes) else Prefixes(list(prefixes))
+        if not given.tokens or samples < 1 or max_new_tokens < 1:
+            raise ValueError("extend needs a prefix, a sample and a token at least")
+        hidden, memory, forward_tokens = self._prefill(given)
+        longest = max(len(p) for p in given.tokens)
+        steps = min(max_new_tokens, self.context - longest)
+        if steps < 1:
+            raise ValueError(f"a prefix of {longest} tokens leaves no room in a context of {self.context}")
+        count = len(given.tokens) * samples
+        decoder = self.engine.decoder(memory, samples, steps)
+        record = _Record(count, steps, self.device)
+        logits = self.logits(hidden).repeat_interleave(samples, 0)
+        ends, order = self.end_tokens, torch.arange(count, device=self.device)
+        for step in range(steps):
+            chosen = sampling.choose(logits, rng)
+            record.add(order, step, chosen)
+            over = torch.isin(chosen["actions"], ends)
+            if stop:
+                over |= self._stopped(record.columns["actions"][order, : step + 1], stop)
+            record.finished[order] = over
+            tokens, going = chosen["actions"], ~over
+            if step + 1 == steps or not bool(going.any()):
+                break
+            if not bool(going.all()):
+                picked = torch.empty(count, dtype=torch.int64, device=self.device)
+                picked[order] = tokens
+                order = decoder.retain(going)
+                tokens = picked[order]
+            forward_tokens += len(tokens)
+            logits = self.logits(decoder.step(tokens))
+        return record.continuations(given.tokens, samples, forward_tokens, self.version, decoder if keep else None)
+
+    def _prefill(self, given: Prefixes) -> tuple[Tensor, Any, int]:
+        if given.known is None or given.version != self.version or isinstance(self.engine, PaddedEngine):
+            return (*self.engine.prefill(given.tokens), sum(map(len, given.tokens)))
+        known = given.known.length.tolist()
+        suffixes = [tokens[n:] for tokens, n in zip(given.tokens, known, strict=True)]
+        return (*self.engine.resume(given.known, suffixes), sum(map(len, suffixes)))
+
+    # -- the forward
+
+    def states(self, batch: Rollouts, mask: Tensor) -> Tensor:
+        """Hidden states [number of True in mask, d] before the actions where ``mask`` [N, T] is True."""
+        assert batch.prompt is not None and batch.prompt_length is not None and batch.length is not None
+        if batch.group is None:
+            first = parent = torch.arange(len(batch), device=mask.device)
+        else:
+            groups, parent = batch.group.unique(return_inverse=True)
+            first = torch.empty_like(groups).scatter_(0, parent.flip(0), torch.arange(len(batch) - 1, -1, -1, device=mask.device))
+        prompts = [row[:n] for row, n in zip(batch.prompt[first], batch.prompt_length[first].tolist(), strict=True)]
+        return self.engine.states(prompts, parent, batch.actions, batch.length, mask)
+
+    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("logp",)) -> Outputs:
+        """logp (and entropy where wanted) [N, T] of the actions where ``batch.mask``, zero elsewhere, with gradient.
+
+        Rows of one ``group`` share one copy of their prompt; logits exist in chunks and only where the policy acted.
+        """
+        states, mask = self.states(batch, batch.mask), batch.mask
+        logp, entropy = token_logp(
+            states,
+            self.head.weight,
+            self.head.bias,
+            batch.actions[mask],
+            self.logit_scale / (self.temperature or 1.0),
+            "entropy" in want,
+        )
+        blank = torch.zeros(mask.shape, device=mask.device)
+        return Outputs(
+            logp=blank.masked_scatter(mask, logp),
+            entropy=None if entropy is None else blank.masked_scatter(mask, entropy),
+            batch_size=batch.batch_size,
+        )
+
+    def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
+        """Row indices of pieces with at most ``tokens`` tokens (one row at least); rows of a group stay side by side."""
+        assert batch.prompt_length is not None and batch.length is not None
+        order = torch.arange(len(batch)) if batch.group is None else batch.group.argsort(stable=True).cpu()
+        group = order if batch.group is None else batch.group.cpu()[order]
+        own, prompt = batch.length.cpu()[order].tolist(), batch.prompt_length.cpu()[order].tolist()
+        pieces: list[list[int]] = [[]]
+        filled, last = 0, None
+        for row, name, length, head in zip(order.tolist(), group.tolist(), own, prompt, strict=True):
+            cost = length + (head if name != last else 0)
+            if pieces[-1] and filled + cost > tokens:
+                pieces.append([])
+                filled, cost = 0, length + head
+            pieces[-1].append(row)
+            filled, last = filled + cost, name
+        return [torch.tensor(piece, device=batch.mask.device) for piece in pieces]
+
+    def default_micro_batch(self) -> int:
+        """Tokens whose activations take about 0.75 GiB: some 34 numbers of the hidden width a layer and token."""
+        config = self.core.config.get_text_config()
+        element = 4 if self.dtype == torch.float32 else 2
+        per_token = 34 * config.hidden_size * config.num_hidden_layers * element
+        return max(64, int(0.75 * 2**30 / per_token))
+
+    # -- other networks of the same shape
+
+    def frozen_copy(self) -> LanguagePolicy:
+        """The same policy with its present weights, never trained."""
+        copy = LanguagePolicy(
+            deepcopy(self.model).requires_grad_(False),
+            self.tokenizer,
+            temperature=self.temperature,
+            shared_prefixes=isinstance(self.engine, SharedPrefixEngine),
+        )
+        return copy
+
+    def critic(self, seed: int) -> LanguageCritic:
+        """A value network that starts from the policy's present weights."""
+        return LanguageCritic(self, seed)
+
+    # -- saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainable weights by name; all of them where none is trainable."""
+        parameters = dict(self.model.named_parameters())
+        return {n: p.detach() for n, p in parameters.items() if p.requires_grad} or parameters
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer in Hugging Face format (a LoRA is merged into a copy of its base)."""
+        model = self.model
+        if hasattr(model, "peft_config"):
+            model = deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class LanguageCritic:
+    """A causal model with a linear value head on the state before each action."""
+
+    def __init__(self, policy: LanguagePolicy, seed: int) -> None:
+        self.policy = LanguagePolicy(
+            deepcopy(policy.model),
+            policy.tokenizer,
+            shared_prefixes=isinstance(policy.engine, SharedPrefixEngine),
+        )
+        width = self.policy.head.weight.shape[1]
+        self.value_head = torch.nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+
+    def parameters(self) -> list[Tensor]:
+        head = {id(p) for p in self.policy.head.parameters()}
+        tied = {id(p) for p in self.policy.core.get_input_embeddings().parameters()}
+        body = [p for p in self.policy.parameters() if id(p) not in head - tied]
+        return [*body, *self.value_head.parameters()]
+
+    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
+        """value [N, T] of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
+        value = self.value_head(self.policy.states(batch, batch.mask)).squeeze(-1).float()
+        blank = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        return Outputs(value=blank.masked_scatter(batch.mask, value), batch_size=batch.batch_size)
+
+    def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
+        return self.policy.micro_batches(batch, tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"body": self.policy.state_dict(), "value_head": dict(self.value_head.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["body"])
+        self.value_head.load_state_dict(state["value_head"])
+
+
+class _Record:
+    """The columns of M responses while they grow."""
+
+    def __init__(self, count: int, steps: int, device: torch.device) -> None:
+        self.columns = {
+            name: torch.zeros(count, steps, device=device) for name in ("behaviour_logp", "old_logp", "entropy")
+        }
+        self.columns["actions"] = torch.zeros(count, steps, dtype=torch.int64, device=device)
+        self.length = torch.zeros(count, dtype=torch.int64, device=device)
+        self.finished = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def add(self, rows: Tensor, step: int, chosen: dict[str, Tensor]) -> None:
+        for name, column in self.columns.items():
+            column[rows, step] = chosen[name]
+        self.length[rows] = step + 1
+
+    def continuations(
+        self, prefixes: list[Tensor], samples: int, forward_tokens: int, version: int, decoder: Any
+    ) -> Continuations:
+        longest = int(self.length.max())
+        return Continuations(
+            prefixes=prefixes,
+            samples=samples,
+            length=self.length,
+            finished=self.finished,
+            forward_tokens=forward_tokens,
+            version=version,
+            decoder=decoder,
+            **{name: column[:, :longest].contiguous() for name, column in self.columns.items()},
+        )
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged token rows → ([N, longest] padded on the right with zeros, length [N])."""
+    length = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    return pad_sequence(list(rows), batch_first=True), length
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,99 @@
+"""Names → methods, problems, policies, studies. Nothing is imported before it is asked for, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+PROBLEMS = {
+    "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
+    "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
+    "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as its file says it: slug, title line, family, kind (method, wrapper or analysis), named variants."""
+
+    slug: str
+    title: str
+    family: str
+    kind: str
+    variants: tuple[str, ...]
+
+
+def unknown(what: str, name: str, names: list[str]) -> ValueError:
+    near = get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(names))}"
+    return ValueError(f"no {what} is called {name!r}; {hint}")
+
+
+def _constant(tree: ast.Module, name: str) -> Any:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    return None
+
+
+@lru_cache(maxsize=1)
+def methods() -> dict[str, Entry]:
+    """All methods by slug, read from their files without importing them."""
+    entries = {}
+    for path in sorted((HERE / "methods").glob("*.py")):
+        if path.stem.startswith("_"):
+            continue
+        tree = ast.parse(path.read_text())
+        title = (ast.get_docstring(tree) or "").split("\n")[0]
+        slug = path.stem.replace("_", "-")
+        family = _constant(tree, "FAMILY") or "other"
+        variants = tuple(_constant(tree, "VARIANTS") or ())
+        entries[slug] = Entry(slug, title, family, _constant(tree, "KIND") or "method", variants)
+    return entries
+
+
+def problems() -> dict[str, str]:
+    """The problems that ship, with one line each."""
+    return {name: text for name, (_, text) in PROBLEMS.items()}
+
+
+def method(name: str) -> Any:
+    """``"grpo"`` or a variant, ``"grpo:dapo"`` → the frozen method."""
+    slug, _, variant = name.partition(":")
+    known = methods()
+    if slug not in known:
+        raise unknown("method", slug, list(known))
+    if known[slug].kind != "method":
+        raise ValueError(f"{slug} is a {known[slug].kind}, not a method to train: try `policyopt reproduce {slug}`")
+    if variant and variant not in known[slug].variants:
+        raise unknown(f"variant of {slug}", variant, list(known[slug].variants))
+    module = import_module(f"policyopt.methods.{slug.replace('-', '_')}")
+    return getattr(module, variant.replace("-", "_") or "method")()
+
+
+def problem(spec: str, **options: Any) -> Any:
+    """``"arithmetic"``, ``"arithmetic:terms=6"``, ``"reasoning-gym:chain_sum"``, ``"dataset:train.jsonl"`` → the problem."""
+    name, _, rest = spec.partition(":")
+    if name not in PROBLEMS:
+        raise unknown("problem", name, list(PROBLEMS))
+    return import_module(PROBLEMS[name][0]).parse(rest, **{k: v for k, v in options.items() if v is not None})
+
+
+def studies() -> list[str]:
+    """The slugs that have a study."""
+    reserved = {"__init__", "claim", "arms"}
+    return [p.stem.replace("_", "-") for p in sorted((HERE / "studies").glob("*.py")) if p.stem not in reserved]
+
+
+def study(slug: str) -> Any:
+    """The claim of ``slug``."""
+    if slug not in studies():
+        raise unknown("study", slug, studies())
+    return import_module(f"policyopt.studies.{slug.replace('-', '_')}").claim

@@ -1,0 +1,156 @@
+"""Collectors for language: groups of responses to prompts, and demonstrations. All sampling is ``policy.extend``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
+from policyopt.rollouts.collector import Collected, Collector
+from policyopt.types import Clock, Rollouts, generator
+
+
+@lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, "prompts", epoch))
+
+
+def prompt_ids(problem: Any, count: int, clock: Clock) -> list[int]:
+    """The next ``count`` training prompts: every prompt once an epoch, in an order drawn anew for each epoch.
+
+    A function of the clock alone, so that nothing has to be remembered.
+    """
+    size = problem.size("train")
+    if size < 1:
+        raise ValueError(f"{problem.name} has no training prompts")
+    position = torch.arange(count) + clock.step * count
+    return [int(_order(size, clock.seed, int(p) // size)[int(p) % size]) for p in position]
+
+
+def respond(
+    policy: LanguagePolicy, problem: Any, ids: Sequence[int], samples: int, sampling: Sampling, rng: torch.Generator
+) -> Continuations:
+    """``samples`` responses to each of the prompts ``ids``, as the problem limits and stops them."""
+    return policy.extend(
+        policy.encode(problem.prompts(ids)),
+        samples,
+        sampling,
+        rng,
+        max_new_tokens=sampling.max_new_tokens or problem.max_new_tokens,
+        stop=problem.stop,
+    )
+
+
+def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sampled: Continuations) -> Rollouts:
+    """Continuations of the prompts ``ids``, scored → Rollouts [M].
+
+    A response that was cut by the length limit is scored as it stands (``truncated`` marks its last token).
+    """
+    repeated = [i for i in ids for _ in range(sampled.samples)]
+    scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length))
+    device, count = sampled.length.device, len(repeated)
+    prompt, prompt_length = padded(sampled.prefixes)
+    step = torch.arange(sampled.actions.shape[1], device=device)
+    last = step == sampled.length[:, None] - 1
+    return Rollouts(
+        actions=sampled.actions,
+        mask=step < sampled.length[:, None],
+        behaviour_logp=sampled.behaviour_logp,
+        old_logp=sampled.old_logp,
+        entropy=sampled.entropy,
+        terminated=last & sampled.finished[:, None],
+        truncated=last & ~sampled.finished[:, None],
+        group=torch.arange(count, device=device) // sampled.samples,
+        prompt_id=torch.tensor(repeated, device=device),
+        scores={name: value.to(device) for name, value in scores.items()},
+        prompt=prompt.repeat_interleave(sampled.samples, 0),
+        prompt_length=prompt_length.repeat_interleave(sampled.samples),
+        length=sampled.length,
+        batch_size=[count],
+    )
+
+
+def response_metrics(batch: Rollouts, sampled: Continuations) -> dict[str, Tensor | float]:
+    """What every language collector logs; entropy is a mean over sampled tokens."""
+    active = batch.mask.sum()
+    assert batch.entropy is not None and batch.length is not None
+    metrics: dict[str, Tensor | float] = {
+        f"reward/{'mean' if name == 'reward' else name}": value.mean() for name, value in batch.scores.items()
+    }
+    metrics |= {
+        "response/length": batch.length.float().mean(),
+        "response/truncated": 1.0 - sampled.finished.float().mean(),
+        "policy/entropy": (batch.entropy * batch.mask).sum() / active,
+        "cost/tokens": sampled.sampled_tokens,
+        "cost/forward_tokens": sampled.forward_tokens,
+    }
+    return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups(Collector):
+    """``samples`` responses to each of ``prompts`` training prompts a step, scored by the problem."""
+
+    gives: ClassVar[tuple[str, ...]] = (
+        "behaviour_logp",
+        "old_logp",
+        "entropy",
+        "scores",
+        "group",
+        "prompt_id",
+        "terminated",
+        "truncated",
+    )
+    prompts: int = 32
+    samples: int = 8
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.samples < 1:
+            raise ValueError(f"prompts and samples must be positive, got {self.prompts} and {self.samples}")
+
+    def __call__(self, policy: LanguagePolicy, problem: Any, clock: Clock, memory: Any = None) -> Collected:
+        ids = prompt_ids(problem, self.prompts, clock)
+        sampled = respond(policy, problem, ids, self.samples, self.sampling, clock.generator("sample", policy.device))
+        batch = scored_rollouts(policy, problem, ids, sampled)
+        return Collected({"rollouts": batch}, response_metrics(batch, sampled))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations(Collector):
+    """The problem's demonstrations of ``prompts`` training prompts a step, with the end token behind each."""
+
+    gives: ClassVar[tuple[str, ...]] = ("prompt_id",)
+    prompts: int = 64
+
+    def __call__(self, policy: LanguagePolicy, problem: Any, clock: Clock, memory: Any = None) -> Collected:
+        ids = prompt_ids(problem, self.prompts, clock)
+        batch = demonstrations(policy, problem, ids)
+        return Collected({"rollouts": batch}, {"cost/tokens": batch.mask.sum()})
+
+
+def demonstrations(policy: LanguagePolicy, problem: Any, ids: Sequence[int]) -> Rollouts:
+    """The demonstrations of the prompts ``ids`` as rows; cut where they would leave the model's context."""
+    end = policy.end_tokens[:1].tolist()
+    prompts = policy.encode(problem.prompts(ids))
+    texts = policy.tokenizer(problem.demonstrations(ids), add_special_tokens=False)["input_ids"]
+    rows = [
+        torch.tensor((ids + end)[: policy.context - len(prompt)], device=policy.device)
+        for ids, prompt in zip(texts, prompts, strict=True)
+    ]
+    actions, length = padded(rows)
+    prompt, prompt_length = padded(prompts)
+    return Rollouts(
+        actions=actions,
+        mask=torch.arange(actions.shape[1], device=policy.device) < length[:, None],
+        prompt_id=torch.tensor(ids, device=policy.device),
+        prompt=prompt,
+        prompt_length=prompt_length,
+        length=length,
+        batch_size=[len(rows)],
+    )

@@ -1,0 +1,193 @@
+"""Is local routing consistency lost to balance inside a sequence, and not to balance over a batch (arXiv 2505.16056)?
+
+Small mixture-of-experts language models are trained from scratch on eight synthetic domains, one domain a sequence. The
+arms differ in one thing each: the balance loss (none, over the batch, ten times stronger, inside each sequence), one
+shared expert in the place of an active one, a dense first layer. Every seed draws weights, training text and held-out
+text anew, the same text for all arms, so that what varies over seeds contains what varies over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policyopt.methods.moe_lrc import (
+    activation_counts,
+    analyse,
+    basic_interval,
+    correlation,
+    domain_specialisation,
+    resamples,
+    segment_histogram,
+    segment_routing,
+    token_counts,
+    vocabulary_specialisation,
+)
+from policyopt.models.mixture_of_experts import MixtureOfExperts, Routing, RoutingRecorder, balance_loss, z_loss
+from policyopt.problems.language.domains import Domains
+from policyopt.reports.statistics import bootstrap_interval
+from policyopt.studies.claim import Claim, Effect, Gate, Results, lower_bound, paired_difference
+from policyopt.types import generator
+
+SEGMENT = 16
+LEVEL = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model and how it is trained: ``balance`` weighs the balance loss, demanded of the batch or ``per_sequence``."""
+
+    model: MixtureOfExperts = MixtureOfExperts()
+    balance: float = 1e-2
+    per_sequence: bool = False
+    z: float = 1e-3
+    steps: int = 1000
+    batch: int = 16
+    learning_rate: float = 3e-3
+
+    def __call__(self, seed: int, smoke: bool) -> dict[str, float]:
+        problem = Domains(evaluation_size=16 if smoke else 128)
+        model = self.model.build(problem.vocabulary, seed)
+        for _ in self.train(model, problem, seed, steps=5 if smoke else self.steps):
+            pass
+        return evaluate(model, problem, seed)
+
+    def train(self, model: Any, problem: Domains, seed: int, steps: int) -> Iterator[float]:
+        """Adam with a linear warm-up over a twentieth of the steps and a linear decay; yields the loss of each step."""
+        tokens, _ = problem.sample(steps * self.batch, generator(seed, "training-text"))
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, betas=(0.9, 0.95))
+        warm = max(1, steps // 20)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, 1 - s / steps))
+        for batch in tokens.split(self.batch):
+            outputs = model(batch, output_router_logits=True)
+            loss = next_token_loss(outputs.logits, batch).mean()
+            (loss + sum(self.routers(logits, len(batch)) for logits in outputs.router_logits)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            yield loss.item()
+
+    def routers(self, logits: Tensor, sequences: int) -> Tensor:
+        """The losses on one layer's router, whose logits [N T, E] come from ``sequences`` = N sequences."""
+        groups = sequences if self.per_sequence else 1
+        return self.balance * balance_loss(logits.unflatten(0, (groups, -1)), self.model.active) + self.z * z_loss(logits)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Nats for each token but the first: logits [N, T, V], tokens [N, T] → [N, T - 1]."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+@torch.no_grad()
+def evaluate(model: Any, problem: Domains, seed: int) -> dict[str, float]:
+    """The loss on held-out text and the measures of its routing."""
+    tokens, domains = problem.sample(problem.evaluation_size, generator(seed, "held-out-text"))
+    with RoutingRecorder(model) as recorder:
+        logits = torch.cat([model(part).logits for part in tokens.split(16)])
+    routing = recorder.routing(torch.ones_like(tokens, dtype=torch.bool))
+    found = analyse(routing, look_ahead=SEGMENT)
+    found["eval/loss"] = float(next_token_loss(logits, tokens).mean())
+    found[f"srp/{SEGMENT}/excess"] = found[f"srp/{SEGMENT}"] - found[f"srp/{SEGMENT}/independent"]
+    found["sch/knee"] = (found["sch/2"] - found["sch/1"]) / (found["sch/4"] - found["sch/1"])
+    kinds = {"input": tokens, "predicted": logits.argmax(-1), "next": tokens.roll(-1, 1)}
+    return found | interval(routing, domains, seed) | specialisation(routing, domains, kinds, problem.vocabulary)
+
+
+def interval(routing: Routing, domains: Tensor, seed: int, draws: int = 1000) -> dict[str, float]:
+    """The interval of a model's SRP over held-out samples, each domain resampled by itself."""
+    table = segment_histogram(routing, SEGMENT).sum((1, 2)).double()
+    weights = resamples(domains, draws, generator(seed, "bootstrap"))
+    estimate = float(segment_routing(table.sum(0)).srp)
+    low, high = basic_interval(estimate, segment_routing(weights @ table).srp, LEVEL)
+    return {f"srp/{SEGMENT}/low": low, f"srp/{SEGMENT}/high": high}
+
+
+def specialisation(routing: Routing, domains: Tensor, kinds: dict[str, Tensor], vocabulary: int) -> dict[str, float]:
+    """How the experts' SRP goes with their specialisation in domains and in each kind of token.
+
+    ``correlation/advantage`` is what domains have over the best of the kinds. The last token has no true next one: it
+    is left out.
+    """
+    srp = segment_routing(segment_histogram(routing, SEGMENT).sum(0)).srp.flatten()
+    shares = torch.nn.functional.one_hot(domains).T
+    by_domain = domain_specialisation(torch.einsum("dn,nle->dle", shares, activation_counts(routing))).flatten()
+    found = {"specialisation/domain": by_domain, "correlation/domain": correlation(srp, by_domain)}
+    inner = Routing(experts=routing.experts[:, :, :-1], number=routing.number, valid=routing.valid[:, :-1])
+    for kind, tokens in kinds.items():
+        score = vocabulary_specialisation(token_counts(inner, tokens[:, :-1], vocabulary).sum(0)).flatten()
+        found[f"specialisation/{kind}"], found[f"correlation/{kind}"] = score, correlation(srp, score)
+    best = max(float(found[f"correlation/{kind}"]) for kind in kinds)
+    advantage = {"correlation/advantage": float(found["correlation/domain"]) - best}
+    return {name: float(value.nanmean()) for name, value in found.items()} | advantage
+
+
+def equal_within(metric: str, arm: str, baseline: str, share: float) -> Gate:
+    """The interval of the mean ratio arm / baseline lies inside 1 ± ``share``."""
+
+    def test(results: Results) -> Effect:
+        found = bootstrap_interval(np.divide(*results.pairs(metric, arm, baseline)), level=LEVEL)
+        inside = 1 - share < found.low and found.high < 1 + share
+        outside = found.high < 1 - share or found.low > 1 + share
+        return Effect(**found._asdict(), level=LEVEL, passed=True if inside else False if outside else None)
+
+    return Gate(
+        name=f"{metric}: {arm} / {baseline} within {share:.0%}",
+        text=f"mean ratio of {metric}, {arm} over {baseline}, within {share:.0%} of 1",
+        test=test,
+        metric=metric,
+        arms=(arm, baseline),
+    )
+
+
+def not_below(metric: str, arm: str, baseline: str) -> Gate:
+    """The mean paired difference arm − baseline may be zero: only an interval that lies below zero speaks against it."""
+
+    def test(results: Results) -> Effect:
+        found = bootstrap_interval(np.subtract(*results.pairs(metric, arm, baseline)), level=LEVEL)
+        return Effect(**found._asdict(), level=LEVEL, passed=found.high >= 0)
+
+    return Gate(
+        name=f"{metric}: {arm} ≥ {baseline}",
+        text=f"the interval of the mean paired difference of {metric}, {arm} minus {baseline}, does not lie below 0",
+        test=test,
+        metric=metric,
+        arms=(arm, baseline),
+    )
+
+
+SRP = f"srp/{SEGMENT}"
+
+claim = Claim(
+    slug="moe-lrc",
+    paper="2505.16056",
+    text="Balancing experts inside each sequence costs local routing consistency, balancing them over the batch does not; "
+    "an expert's consistency goes with its specialisation in domains more than in tokens.",
+    arms={
+        "batch": Variant(),
+        "none": Variant(balance=0.0),
+        "strong": Variant(balance=1e-1),
+        "sequence": Variant(per_sequence=True),
+        "shared": Variant(model=MixtureOfExperts(experts=15, active=1, shared=1)),
+        "dense-first": Variant(model=MixtureOfExperts(dense=(0,))),
+    },
+    gates=(
+        paired_difference(SRP, "batch", "sequence", above=0.0, level=LEVEL),
+        paired_difference("sch/2", "batch", "sequence", above=0.0, level=LEVEL),
+        not_below(SRP, "none", "batch"),
+        not_below("sch/2", "none", "batch"),
+        equal_within("eval/loss", "sequence", "batch", 0.02),
+        equal_within("eval/loss", "none", "batch", 0.02),
+        lower_bound("correlation/advantage", "batch", above=0.0, level=LEVEL),
+        paired_difference(f"{SRP}/excess", "batch", "shared", above=0.0, level=LEVEL, required=False),
+        lower_bound("sch/knee", "batch", above=0.5, level=LEVEL, required=False),
+    ),
+    seeds=range(3),
+    budget="1000 steps of 16 sequences of 256 tokens (4.1M tokens) an arm and seed",
+    tuning="TODO",
+)
