@@ -86,9 +86,18 @@ def problem(spec: str, **options: Any) -> Any:
     return import_module(PROBLEMS[name][0]).parse(rest, **{k: v for k, v in options.items() if v is not None})
 
 
+def policy(spec: str, problem: Any, **options: Any) -> Any:
+    """A policy for ``problem``: its own kind where it makes one (``problem.policy(spec, …)``), else a language model."""
+    if hasattr(problem, "policy"):
+        return problem.policy(spec, **options)
+    from policyopt.models.load import load_policy
+
+    return load_policy(spec, **options)
+
+
 def studies() -> list[str]:
     """The slugs that have a study."""
-    reserved = {"__init__", "claim", "arms"}
+    reserved = {"__init__", "claim", "arms", "gates", "workers"}
     return [p.stem.replace("_", "-") for p in sorted((HERE / "studies").glob("*.py")) if p.stem not in reserved]
 
 

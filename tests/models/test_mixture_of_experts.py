@@ -148,6 +148,19 @@ def test_the_recorder_lets_go_and_names_what_is_wrong():
         RoutingRecorder(LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, num_key_value_heads=2)))
 
 
+def test_packed_tokens_go_to_their_places():
+    model, text = SMALL.build(11, 0), tokens(2)
+    valid = torch.tensor([[True] * 3 + [False] * 4, [True] * 7])
+    with RoutingRecorder(model) as packed:
+        model(text[:1, :3])
+        model(text[1:])
+    with RoutingRecorder(model) as padded:
+        model(text)
+    one, two = packed.routing(valid), padded.routing(valid)
+    assert torch.equal(one.experts[:, valid], two.experts[:, valid])
+    assert torch.equal(one.valid, valid)
+
+
 def test_more_active_experts_than_there_are_is_refused():
     with pytest.raises(ValueError, match=r"1\.\.4.*got 5"):
         MixtureOfExperts(experts=4, active=5)

@@ -9,7 +9,7 @@ from rich.console import Console
 from policyopt.reports.compare import print_table, write_compare
 
 
-def run(folder, accuracies, tokens=100, key="cost/tokens"):
+def run(folder, accuracies, tokens=100, key="spent/tokens"):
     folder.mkdir(parents=True)
     rows = [{"step": i, key: tokens * i, "eval/accuracy": a} for i, a in enumerate(accuracies)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -56,7 +56,7 @@ def test_the_terminal_table_shows_intervals(runs, tmp_path):
 
 
 def test_runs_that_count_different_things_are_compared_by_steps(tmp_path):
-    mixed = {"a": [run(tmp_path / "a", [0, 1])], "b": [run(tmp_path / "b", [0, 1], key="cost/env_steps")]}
+    mixed = {"a": [run(tmp_path / "a", [0, 1])], "b": [run(tmp_path / "b", [0, 1], key="spent/env_steps")]}
     write_compare(mixed, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["axis"] == "learner steps"
 

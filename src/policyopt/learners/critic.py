@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from policyopt.learners.annotators import evaluated
 from policyopt.learners.update import Adam
 from policyopt.objectives.policy_gradient import TokenMean
 from policyopt.objectives.value import clipped_value_loss, explained_variance
@@ -36,10 +35,9 @@ class LiveCritic:
         self.optimizer = settings.optimizer.build(model.parameters())
 
     def annotate(self, batch: Rollouts, limit: int) -> Rollouts:
-        """Adds ``value`` and ``next_value`` [N, T]; the value after a row's last step is 0 (a response is an episode)."""
-        value = evaluated(self.model, batch, "value", limit)
-        following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
-        return batch.replace(value=value, next_value=following)
+        """Adds ``value`` and ``next_value`` [N, T]: the critic knows what state follows a step."""
+        value, next_value = self.model.values(batch, limit)
+        return batch.replace(value=value, next_value=next_value)
 
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
         """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""

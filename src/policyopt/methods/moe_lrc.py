@@ -24,6 +24,7 @@ from torch import Tensor
 from policyopt.models.expert_cache import LookAhead, hit_rates
 from policyopt.models.mixture_of_experts import Routing
 
+FAMILY = "analyses"
 KIND = "analysis"
 
 

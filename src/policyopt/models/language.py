@@ -465,6 +465,14 @@ class LanguageCritic:
         blank = torch.zeros(batch.mask.shape, device=batch.mask.device)
         return Outputs(value=blank.masked_scatter(batch.mask, value), batch_size=batch.batch_size)
 
+    @torch.no_grad()
+    def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
+        """(value, next_value) [N, T]; nothing follows a row's last step, since a response is one episode."""
+        value = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        for rows in self.micro_batches(batch, limit):
+            value[rows] = self.evaluate(batch[rows]).value
+        return value, torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
+
     def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
         return self.policy.micro_batches(batch, tokens)
 

@@ -154,12 +154,20 @@ class RoutingRecorder:
         return hook
 
     def routing(self, valid: Tensor) -> Routing:
-        """Everything recorded, as samples of equal padded length. valid [N, T], False on padding."""
+        """Everything recorded, as N samples; the model read them padded to T tokens, or packed without any padding.
+
+        valid [N, T], False on padding. Raises ValueError where it has neither as many places nor as many tokens.
+        """
+        valid = valid.bool().cpu()
         layers = torch.stack([torch.cat(record) for record in self.records])
-        if layers[0].shape[0] != valid.numel():
-            raise ValueError(f"{layers.shape[1]} tokens were recorded, but `valid` has {list(valid.shape)}")
-        return Routing(
-            experts=layers.view(len(layers), *valid.shape, -1),
-            number=int(self.experts[0].num_experts),
-            valid=valid.bool().cpu(),
-        )
+        if layers.shape[1] == valid.sum():
+            packed = layers
+            layers = torch.zeros(len(packed), valid.numel(), packed.shape[2], dtype=torch.int64)
+            layers[:, valid.flatten()] = packed
+        if layers.shape[1] != valid.numel():
+            raise ValueError(
+                f"{layers.shape[1]} tokens were recorded, but `valid` {list(valid.shape)} has {valid.numel()} places "
+                f"and {int(valid.sum())} tokens"
+            )
+        experts = layers.view(len(layers), *valid.shape, -1)
+        return Routing(experts=experts, number=int(self.experts[0].num_experts), valid=valid)

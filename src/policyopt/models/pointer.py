@@ -51,8 +51,9 @@ class ReZeroBlock(nn.Module):
         return merged
 
     def forward(self, h: Tensor) -> Tensor:
-        mixed: Tensor = h + self.alpha[0] * self.attend(h)
-        return mixed + self.alpha[1] * self.feedforward(mixed)
+        mixed = h + self.alpha[0] * self.attend(h)
+        fed: Tensor = self.feedforward(mixed)
+        return mixed + self.alpha[1] * fed
 
 
 class SetTransformer(nn.Module):

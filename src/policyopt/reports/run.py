@@ -62,8 +62,8 @@ class Curve:
 def write_run_report(run_dir: Path) -> Path:
     """Write ``report.html`` (self-contained, works offline) and ``curve.svg`` into a run's folder; the report's path.
 
-    Reads ``metrics.jsonl`` (one object a step: ``step``, names such as ``eval/accuracy``, totals under ``spent/``), and,
-    where they are there, ``config.yaml`` and ``samples.jsonl`` (``step``, ``prompt``, ``response``, perhaps ``reward``).
+    Reads ``metrics.jsonl`` (one object a step: ``step``, names such as ``eval/accuracy``, totals under ``spent/``) and,
+    where they exist, ``config.yaml`` and ``samples.jsonl`` (``step``, ``prompt``, ``response``, perhaps ``reward``).
     Raises ValueError where there are no metrics to show.
     """
     rows = read_metrics(run_dir)

@@ -25,8 +25,8 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         if not np.isfinite([self.low, self.high]).all():
-            return f"{self.estimate:.4g}"
-        return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
+            return f"{self.estimate:.3g}"
+        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def interquartile_mean(values: ArrayLike, axis: int = 0) -> Any:

@@ -34,6 +34,16 @@ def language_act(
     return act
 
 
+def held_out(policy: LanguagePolicy, problem: Any, rng: torch.Generator, samples: int, greedy: bool) -> torch.Tensor:
+    """The problem's metric for ``samples`` responses to each of its first held-out prompts [prompts, samples]."""
+    ids = range(min(problem.evaluation_size, problem.size("test")))
+    texts = language_act(policy, problem, rng)(problem.prompts(ids, "test"), samples, greedy)
+    repeated = [i for i in ids for _ in range(samples)]
+    flat = [text for row in texts for text in row]
+    metric: torch.Tensor = problem.score(repeated, flat, "test")[problem.metric]
+    return metric.view(len(ids), samples)
+
+
 def act_for(policy: Any, problem: Any, rng: torch.Generator) -> Any:
     """What ``problem.evaluate`` calls: texts for language policies, the policy's own ``act`` for the others."""
     return language_act(policy, problem, rng) if isinstance(policy, LanguagePolicy) else getattr(policy, "act", policy)

@@ -75,6 +75,7 @@ __all__ = [
 Verdict: TypeAlias = Literal["reproduced", "not reproduced", "inconclusive"]
 
 SMOKE_SEEDS = 2
+SHOWN_METRICS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,19 +320,16 @@ def _gate_record(gate: Gate, effect: Effect) -> dict[str, Any]:
 
 
 def _metric_table(result: Result) -> Table:
+    """A line an arm, a column a metric: those that gates read, then others while there is room."""
     arms = result.results.arms
-    table = Table(
-        "metric",
-        *map(escape, arms),
-        title=f"mean over seeds [95% interval], {len(result.seeds)} seeds",
-        title_justify="left",
-    )
-    asked = [gate.metric for gate in result.claim.gates if gate.metric]
-    rest = sorted({name for runs in arms.values() for metrics in runs.values() for name in metrics})
-    for metric in dict.fromkeys([*asked, *rest]):
-        columns = [_known(result.results, metric, arm) for arm in arms]
-        if any(columns):
-            table.add_row(escape(metric), *(str(bootstrap_interval(column)) if column else "–" for column in columns))
+    asked = list(dict.fromkeys(gate.metric for gate in result.claim.gates if gate.metric))
+    reported = sorted({name for runs in arms.values() for metrics in runs.values() for name in metrics} - set(asked))
+    rest = [name for name in reported if any(_known(result.results, name, arm) for arm in arms)]
+    shown = asked + rest[: max(0, SHOWN_METRICS - len(asked))]
+    table = Table("arm", *map(escape, shown), title=f"mean over {len(result.seeds)} seeds [95% interval]")
+    for arm in arms:
+        columns = [_known(result.results, name, arm) for name in shown]
+        table.add_row(escape(arm), *(str(bootstrap_interval(column)) if column else "–" for column in columns))
     return table
 
 
@@ -339,7 +337,7 @@ def _gate_table(result: Result) -> Table:
     table = Table("gate", "estimate [interval]", "level", "answer")
     for gate, effect in zip(result.claim.gates, result.effects, strict=True):
         answer = {True: "[green]pass", False: "[red]fail", None: "[yellow]undecided"}[effect.passed]
-        shown = escape(f"{effect.estimate:.4g} [{effect.low:.4g}, {effect.high:.4g}]")
+        shown = escape(f"{effect.estimate:.3g} [{effect.low:.3g}, {effect.high:.3g}]")
         needed = "" if gate.required else " (reported only)"
         table.add_row(escape(gate.name), shown, f"{effect.level:.0%}", f"{answer}[/]{needed} {escape(effect.note)}")
     return table

@@ -117,6 +117,7 @@ def test_noise_is_the_share_of_wrong_steps_and_wrong_values_are_carried_on() -> 
         (";0{0}", 0, 0),
         (";{0};", 0, 0),
         ("0;{0}", 1, 1),
+        ("1;2;{0}", 1, 1),
         (";-{0}", 0, 0),
         (";10", 0, 0),
         (";" + "9" * 9000, 0, 0),

@@ -1,0 +1,289 @@
+"""Training, comparing and evaluating from Python and from the command line: names in, run folders out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from policyopt import __version__, registry
+from policyopt.learners.stages import Stage, Stages
+from policyopt.problems.language.base import pass_at_k
+from policyopt.reports.compare import Entry, write_compare
+from policyopt.reports.run import write_run_report
+from policyopt.rollouts.evaluate import act_for, held_out, language_act
+from policyopt.studies import claim as claims
+from policyopt.training.checkpoint import Checkpoints, load, to_device
+from policyopt.training.config import describe, flat, override
+from policyopt.training.log import TensorBoard
+from policyopt.training.loop import Cadence, Run, run
+from policyopt.types import Budget, generator
+
+TRACKERS = {"tensorboard": TensorBoard}
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Everything that decides a run: what ``config.yaml`` holds and ``policyopt train --config`` repeats."""
+
+    method: str
+    problem: str
+    policy: str = "tiny"
+    budget: str = "100-updates"
+    seed: int = 0
+    overrides: dict[str, str] = field(default_factory=dict)
+    reward: str | None = None
+    test: str | None = None
+    warm_start: int = 0
+    lora: int | None = None
+    micro_batch: int | None = None
+    dtype: str = "float32"
+    device: str | None = None
+    threads: int | None = None
+    evaluations: int = 20
+    checkpoints: int = 10
+
+    def build(self) -> tuple[Any, Any, Any]:
+        """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
+        method = registry.method(self.method)
+        for path, text in self.overrides.items():
+            method = override(method, path, str(text))
+        if self.micro_batch is not None:
+            method = replace(method, micro_batch=self.micro_batch)
+        problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
+        policy = registry.policy(self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora)
+        if self.warm_start:
+            imitation = Stage(name="imitation", method=registry.method("sft"), until=Budget(updates=self.warm_start))
+            method = Stages(stages=(imitation, Stage(name="training", method=method)))
+        return method, problem, policy
+
+
+def train(
+    method: Any,
+    problem: Any = "arithmetic",
+    policy: Any = "tiny",
+    *,
+    budget: str | Budget = "100-updates",
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+    trackers: Sequence[str] = (),
+    **settings: Any,
+) -> Run:
+    """Train ``method`` on ``problem`` from ``policy``; returns the run with its rows, learner and folder.
+
+    Each of the three is a name, as on the command line, or an object of your own: a method (``OnPolicy(…)``), a problem
+    (``LanguageProblem``), a policy (``LanguagePolicy``). With names alone the run folder's ``config.yaml`` can repeat the run.
+    ``out`` None makes ``runs/<method>-<problem>-<seed>-<time>``; a folder that holds a run already is refused.
+    The other ``settings`` are fields of ``Settings``.
+    """
+    known = {f.name for f in fields(Settings)}
+    for name in settings:
+        if name not in known:
+            raise registry.unknown("setting", name, sorted(known))
+    named = [value if isinstance(value, str) else "" for value in (method, problem, policy)]
+    chosen = Settings(
+        method=named[0], problem=named[1], policy=named[2], budget=str(budget), seed=seed, **settings
+    )
+    if all(named):
+        return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
+    method = registry.method(method) if isinstance(method, str) else method
+    problem = registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
+    if isinstance(policy, str):
+        policy = registry.policy(policy, problem, seed=seed, dtype=chosen.dtype, device=chosen.device, lora=chosen.lora)
+    folder = _folder(chosen, out)
+    _write_config(chosen, method, folder, repeatable=False)
+    return _run(method, problem, policy, chosen, folder, progress=progress, trackers=trackers, resume=False)
+
+
+def train_from(
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    trackers: Sequence[str] = (),
+) -> Run:
+    """Train what ``settings`` name, into ``folder`` (which must be new unless ``resume``)."""
+    if settings.threads is None:
+        settings = replace(settings, threads=torch.get_num_threads())
+    torch.set_num_threads(settings.threads or 1)
+    method, problem, policy = settings.build()
+    if settings.micro_batch is None and hasattr(policy, "default_micro_batch"):
+        settings = replace(settings, micro_batch=policy.default_micro_batch())
+    if not resume:
+        _write_config(settings, method, folder)
+    return _run(method, problem, policy, settings, folder, progress=progress, trackers=trackers, resume=resume)
+
+
+def _run(
+    method: Any,
+    problem: Any,
+    policy: Any,
+    settings: Settings,
+    folder: Path,
+    *,
+    progress: bool,
+    trackers: Sequence[str],
+    resume: bool,
+) -> Run:
+    for name in trackers:
+        if name not in TRACKERS:
+            raise registry.unknown("tracker", name, list(TRACKERS))
+    result = run(
+        method,
+        problem,
+        policy,
+        budget=Budget.parse(settings.budget),
+        seed=settings.seed,
+        out=folder,
+        resume=resume,
+        cadence=Cadence(evaluations=settings.evaluations, checkpoints=settings.checkpoints),
+        trackers=[TRACKERS[name](folder / name) for name in trackers],
+        progress=progress,
+    )
+    if hasattr(result.learner.policy, "save"):
+        result.learner.policy.save(folder / "policy")
+    write_run_report(folder)
+    return result
+
+
+def _folder(settings: Settings, out: str | Path | None) -> Path:
+    if out is not None:
+        return Path(out)
+    names = (settings.method or "custom", settings.problem or "custom")
+    stem = "-".join(re.sub(r"[^\w.]+", "-", name).strip("-")[:40] for name in names)
+    return Path("runs") / f"{stem}-{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _write_config(settings: Settings, method: Any, folder: Path, repeatable: bool = True) -> None:
+    if (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds a run already: choose another folder (--out), or go on with it (policyopt train --resume {folder})"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "policyopt": __version__,
+        "repeatable": repeatable,
+        "settings": asdict(settings),
+        "resolved": describe(method),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+
+
+def read_config(path: Path) -> Settings:
+    """The settings in a ``config.yaml`` (or run folder). Raises ValueError where they can't repeat the run: unknown
+    fields, objects that had no name, or a method whose defaults have changed since."""
+    file = path / "config.yaml" if path.is_dir() else path
+    if not file.exists():
+        raise ValueError(f"there is no {file}; a run folder holds a config.yaml")
+    record = yaml.safe_load(file.read_text())
+    if not isinstance(record, dict) or "settings" not in record:
+        raise ValueError(f"{file} is not a run's configuration: it has no `settings`")
+    if not record.get("repeatable", True):
+        raise ValueError(f"{file} was written by a script with objects of its own: run that script again to repeat it")
+    known = {f.name for f in fields(Settings)}
+    for name in record["settings"]:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ValueError(f"{file}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    settings = Settings(**record["settings"])
+    _check_unchanged(settings, record.get("resolved"), file)
+    return settings
+
+
+def _check_unchanged(settings: Settings, resolved: Any, file: Path) -> None:
+    method = registry.method(settings.method)
+    for path, text in settings.overrides.items():
+        method = override(method, path, str(text))
+    if resolved is None or settings.warm_start:
+        return
+    then, now = dict(flat(resolved)), dict(flat(describe(method)))
+    then["micro_batch"] = now["micro_batch"] = None
+    if then != now:
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        raise ValueError(
+            f"{file} was written by policyopt with other defaults: {changed[0]} was {then.get(changed[0])!r} and is "
+            f"{now.get(changed[0])!r}; set it with overrides, or use the version that wrote the file"
+        )
+
+
+def compare(
+    names: Sequence[str],
+    problem: str = "arithmetic",
+    policy: str = "tiny",
+    *,
+    seeds: int = 5,
+    budget: str = "100-updates",
+    out: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> list[Entry]:
+    """Train every named method on ``seeds`` seeds with the same budget; table, curves and page in ``out``.
+
+    Runs that a former call finished in ``out`` are not trained again.
+    """
+    for name in names:
+        registry.method(name)
+    target = Path(out) if out is not None else Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    folders: dict[str, list[Path]] = {}
+    for seed in range(seeds):
+        for name in names:
+            folder = target / f"{name.replace(':', '-')}-{seed}"
+            folders.setdefault(name, []).append(folder)
+            if (folder / "report.html").exists():
+                continue
+            chosen = Settings(method=name, problem=problem, policy=policy, budget=budget, seed=seed, **settings)
+            train_from(chosen, folder, resume=(folder / "config.yaml").exists(), progress=progress)
+    return write_compare(folders, target, budget=budget)
+
+
+def load_run(folder: Path, best: bool = False) -> tuple[Any, Any]:
+    """(policy, problem) of a run folder: its last state, or the best by evaluation. Raises ValueError where there is none."""
+    settings = read_config(folder)
+    method, problem, policy = settings.build()
+    learner = method.learner(problem, policy, seed=settings.seed, budget=Budget.parse(settings.budget))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = load(folder / "checkpoints" / "best") if best else checkpoints.latest()
+    if state is None:
+        raise ValueError(f"{folder} has no checkpoint yet")
+    learner.load_state_dict(to_device(state["learner"], getattr(policy, "device", "cpu")))
+    return learner.policy, problem
+
+
+def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, best: bool = False) -> dict[str, float]:
+    """Held-out evaluation of a run: the problem's own, the greedy one, and pass@k for each k of ``pass_at``."""
+    policy, problem = load_run(Path(folder), best)
+    rng = generator(seed, "evaluate", 0, getattr(policy, "device", "cpu"))
+    results: dict[str, float] = problem.evaluate(act_for(policy, problem, rng), rng)
+    if hasattr(policy, "extend"):
+        results["greedy/accuracy"] = float(held_out(policy, problem, rng, 1, greedy=True).mean())
+        correct = held_out(policy, problem, rng, max(pass_at), greedy=False) >= 1.0 if pass_at else None
+        for k in pass_at:
+            results[f"pass@{k}"] = pass_at_k(correct, k)
+    elif pass_at:
+        raise ValueError("pass@k needs a language policy")
+    return results
+
+
+def sample(folder: str | Path, prompts: Sequence[str], *, samples: int = 1, greedy: bool = False, seed: int = 0) -> list[list[str]]:
+    """What the trained policy answers to your prompts."""
+    policy, problem = load_run(Path(folder))
+    rng = generator(seed, "sample", 0, policy.device)
+    return language_act(policy, problem, rng)(list(prompts), samples, greedy)
+
+
+def reproduce(
+    slug: str, *, seeds: int | None = None, smoke: bool = False, jobs: int = 1, out: str | Path = "results"
+) -> claims.Result:
+    """Run the study of a method: its paper's claim, with a verdict."""
+    study = registry.study(slug)
+    chosen = None if seeds is None else list(study.seeds)[:seeds]
+    return claims.run(study, seeds=chosen, smoke=smoke, jobs=jobs, out=Path(out))
