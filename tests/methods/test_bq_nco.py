@@ -32,7 +32,12 @@ IDS = [problem.name for problem in PROBLEMS]
 
 
 def imitation(view=QUOTIENT, updates=20):
-    return Imitation(policy=Pointer(view=view, **SMALL), batch=16, optimizer=Adam(schedule=Cosine()), updates=updates)
+    return Imitation(
+        policy=Pointer(view=view, **SMALL),
+        batch=16,
+        optimizer=Adam(learning_rate=5e-3, schedule=Cosine()),
+        updates=updates,
+    )
 
 
 def policy_with_attention(problem, view=QUOTIENT, seed=0) -> PointerPolicy:
@@ -283,3 +288,4 @@ def test_default_is_the_papers_network():
     policy = made.policy.build(PROBLEMS[0].instances(1, 7, generator(0, "shape")), 0)
     assert 2.9e6 < sum(weight.numel() for weight in policy.parameters()) < 3.2e6
     assert made.updates == 500 * 976
+    assert replace(bq_nco.whole(), policy=made.policy) == made

@@ -12,8 +12,7 @@ destination are two feature columns here, which is the same sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,31 +20,34 @@ from torch import Tensor
 
 from policyopt.learners.imitation import Imitation
 from policyopt.learners.update import Adam, Schedule
-from policyopt.models.pointer import Pointer, PointerPolicy, View
-from policyopt.types import Clock, Part
+from policyopt.models.pointer import Observation, Pointer, PointerPolicy, View
+from policyopt.types import Clock
+
+FAMILY = "decision"
+VARIANTS = ("whole",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quotient(Part):
+class Quotient(View):
     """Shows the remaining problem and nothing else of a partial solution."""
 
-    def __call__(self, partial: Any) -> Mapping[str, Tensor]:
-        seen: Mapping[str, Tensor] = partial.tail()
+    def __call__(self, state: Any) -> Observation:
+        seen: Observation = state.tail()
         return seen
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole(Part):
+class Whole(View):
     """The baseline without a quotient: every node of the instance, marked as visited, current, start."""
 
-    def __call__(self, partial: Any) -> Mapping[str, Tensor]:
-        if not hasattr(partial, "whole"):
-            raise ValueError(f"{type(partial).__name__} has only its tail to show: use the view Quotient()")
-        seen: Mapping[str, Tensor] = partial.whole()
+    def __call__(self, state: Any) -> Observation:
+        if not hasattr(state, "whole"):
+            raise ValueError(f"{type(state).__name__} has only its tail to show: use the view Quotient()")
+        seen: Observation = state.whole()
         return seen
 
 
-def nearest(seen: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def nearest(seen: Observation, count: int) -> Observation:
     """Keeps the current node, the ``count`` nearest candidates that have a legal choice, and the destination.
 
     Raises ValueError where the candidates have no distances (a knapsack's items).
@@ -68,14 +70,14 @@ def nearest(seen: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nearest(Part):
+class Nearest(View):
     """A view restricted to the ``count`` candidates nearest to the current node, for decoding large instances."""
 
     view: View = Quotient()
     count: int = 250
 
-    def __call__(self, partial: Any) -> Mapping[str, Tensor]:
-        return nearest(self.view(partial), self.count)
+    def __call__(self, state: Any) -> Observation:
+        return nearest(self.view(state), self.count)
 
 
 @torch.no_grad()
@@ -121,3 +123,9 @@ def method() -> Imitation:
         optimizer=Adam(learning_rate=7.5e-4, schedule=StepDecay(every=50 * epoch), gradient_clip=None),
         updates=500 * epoch,
     )
+
+
+def whole() -> Imitation:
+    """The baseline: the same network and training, shown the whole instance."""
+    made = method()
+    return replace(made, policy=replace(made.policy, view=Whole()))

@@ -1,7 +1,8 @@
 """The two ways to run a causal language model: shared prefixes without padding, or padded through the model's own cache.
 
 Both offer the same four things to ``LanguagePolicy``: ``prefill``, ``resume``, ``decoder`` and ``states``. All take and
-return flat or [rows, …] tensors; hidden states are those of the last layer, the head is applied by the caller.
+return flat or [rows, …] tensors; hidden states are those of the last layer, the head is applied by the caller. Where
+tokens are taken, embeddings with one axis more [.., d] serve as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from policyopt.models.attention import NAME, Decoding, KeyValues, Packed
 
 def _inside(length: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=length.device) < length[:, None]
+
+
+def _fed(tokens: Tensor) -> dict[str, Tensor]:
+    """The model's argument for token ids, or for embeddings."""
+    return {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
 
 
 def decision_index(length: Tensor, mask: Tensor, parent: Tensor, prompt_length: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ class SharedPrefixEngine:
 
     def _run(self, tokens: Tensor, layout: Packed | Decoding) -> Tensor:
         out = self.model.base_model(
-            input_ids=tokens[None], position_ids=layout.positions[None], use_cache=False, layout=layout
+            **_fed(tokens[None]), position_ids=layout.positions[None], use_cache=False, layout=layout
         )
         return out.last_hidden_state[0]
 
@@ -110,7 +116,9 @@ class PaddedEngine:
         tokens = pad_sequence(list(prefixes), batch_first=True, padding_side="left")
         mask = _inside(length, tokens.shape[1]).flip(1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model.base_model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True)
+        out = self.model.base_model(
+            **_fed(tokens), attention_mask=mask.long(), position_ids=positions, use_cache=True
+        )
         return out.last_hidden_state[:, -1], (out.past_key_values, mask, length)
 
     def decoder(self, memory: Any, samples: int, capacity: int) -> PaddedDecoder:
@@ -122,7 +130,7 @@ class PaddedEngine:
         rows = [torch.cat([prompts[int(p)], a[: max(int(n) - 1, 0)]]) for p, a, n in zip(parent, actions, length, strict=True)]
         tokens = pad_sequence(rows, batch_first=True)
         filled = _inside(torch.tensor([len(r) for r in rows], device=actions.device), tokens.shape[1])
-        out = self.model.base_model(input_ids=tokens, attention_mask=filled.long(), use_cache=False)
+        out = self.model.base_model(**_fed(tokens), attention_mask=filled.long(), use_cache=False)
         start = torch.tensor([len(prompts[int(p)]) for p in parent], device=actions.device) - 1
         row, step = mask.nonzero(as_tuple=True)
         return out.last_hidden_state[row, start[row] + step]
@@ -140,7 +148,7 @@ class PaddedDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         out = self.model.base_model(
-            input_ids=tokens[:, None],
+            **_fed(tokens[:, None]),
             attention_mask=self.mask.long(),
             position_ids=self.position[:, None],
             past_key_values=self.cache,

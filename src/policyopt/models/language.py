@@ -228,6 +228,25 @@ class LanguagePolicy:
         logits: Tensor = self.head(hidden)
         return logits if self.logit_scale == 1.0 else logits * self.logit_scale
 
+    # -- actions: a step chooses one token; a subclass overrides these where a step is something else
+
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """What the model is fed for a prompt [P] or for actions [.., …]: token ids, or embeddings [.., d]."""
+        return tokens
+
+    def _fed(self, rows: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Ragged prompts as the model is fed them."""
+        return self.inputs(torch.cat(list(rows))).split([len(row) for row in rows])
+
+    def choose(self, logits: Tensor, step: int, sampling: Sampling, rng: torch.Generator) -> dict[str, Tensor]:
+        """logits [B, V] of step ``step`` → actions [B, …], behaviour_logp, old_logp, entropy [B]."""
+        return sampling.choose(logits, rng)
+
+    def ended(self, actions: Tensor, rows: Tensor, step: int, ends: Tensor, stop: tuple[str, ...]) -> Tensor:
+        """actions [M, T, …] so far, rows [B] of it → [B] True where the response is over with its step ``step``."""
+        over = torch.isin(actions[rows, step], ends)
+        return over | self._stopped(actions[rows, : step + 1], stop) if stop else over
+
     # -- text
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
@@ -318,30 +337,28 @@ class LanguagePolicy:
         logits = self.logits(hidden).repeat_interleave(samples, 0)
         ends, order = self.end_tokens, torch.arange(count, device=self.device)
         for step in range(steps):
-            chosen = sampling.choose(logits, rng)
+            chosen = self.choose(logits, step, sampling, rng)
             record.add(order, step, chosen)
-            over = torch.isin(chosen["actions"], ends)
-            if stop:
-                over |= self._stopped(record.columns["actions"][order, : step + 1], stop)
+            over = self.ended(record.columns["actions"], order, step, ends, stop)
             record.finished[order] = over
             tokens, going = chosen["actions"], ~over
             if step + 1 == steps or not bool(going.any()):
                 break
             if not bool(going.all()):
-                picked = torch.empty(count, dtype=torch.int64, device=self.device)
+                picked = tokens.new_empty(count, *tokens.shape[1:])
                 picked[order] = tokens
                 order = decoder.retain(going)
                 tokens = picked[order]
             forward_tokens += len(tokens)
-            logits = self.logits(decoder.step(tokens))
+            logits = self.logits(decoder.step(self.inputs(tokens)))
         return record.continuations(given.tokens, samples, forward_tokens, self.version, decoder if keep else None)
 
     def _prefill(self, given: Prefixes) -> tuple[Tensor, Any, int]:
         if given.known is None or given.version != self.version or isinstance(self.engine, PaddedEngine):
-            return (*self.engine.prefill(given.tokens), sum(map(len, given.tokens)))
+            return (*self.engine.prefill(self._fed(given.tokens)), sum(map(len, given.tokens)))
         known = given.known.length.tolist()
         suffixes = [tokens[n:] for tokens, n in zip(given.tokens, known, strict=True)]
-        return (*self.engine.resume(given.known, suffixes), sum(map(len, suffixes)))
+        return (*self.engine.resume(given.known, self._fed(suffixes)), sum(map(len, suffixes)))
 
     # -- the forward
 
@@ -354,7 +371,7 @@ class LanguagePolicy:
             groups, parent = batch.group.unique(return_inverse=True)
             first = torch.empty_like(groups).scatter_(0, parent.flip(0), torch.arange(len(batch) - 1, -1, -1, device=mask.device))
         prompts = [row[:n] for row, n in zip(batch.prompt[first], batch.prompt_length[first].tolist(), strict=True)]
-        return self.engine.states(prompts, parent, batch.actions, batch.length, mask)
+        return self.engine.states(self._fed(prompts), parent, self.inputs(batch.actions), batch.length, mask)
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("logp",)) -> Outputs:
         """logp (and entropy where wanted) [N, T] of the actions where ``batch.mask``, zero elsewhere, with gradient.
@@ -488,16 +505,15 @@ class _Record:
     """The columns of M responses while they grow."""
 
     def __init__(self, count: int, steps: int, device: torch.device) -> None:
-        self.columns = {
-            name: torch.zeros(count, steps, device=device) for name in ("behaviour_logp", "old_logp", "entropy")
-        }
-        self.columns["actions"] = torch.zeros(count, steps, dtype=torch.int64, device=device)
+        self.shape, self.columns = (count, steps), dict[str, Tensor]()
         self.length = torch.zeros(count, dtype=torch.int64, device=device)
         self.finished = torch.zeros(count, dtype=torch.bool, device=device)
 
     def add(self, rows: Tensor, step: int, chosen: dict[str, Tensor]) -> None:
-        for name, column in self.columns.items():
-            column[rows, step] = chosen[name]
+        for name, values in chosen.items():
+            if step == 0:
+                self.columns[name] = values.new_zeros(*self.shape, *values.shape[1:])
+            self.columns[name][rows, step] = values
         self.length[rows] = step + 1
 
     def continuations(

@@ -9,7 +9,7 @@ embedding. ReZero: arXiv 2003.04887.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +19,15 @@ from torch.nn import functional
 
 from policyopt.types import Outputs, Part
 
-View: TypeAlias = Callable[[Any], Mapping[str, Tensor]]
+Observation: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Part):
+    """What a policy is shown of a state."""
+
+    def __call__(self, state: Any) -> Observation:
+        raise NotImplementedError
 
 
 def masked_log_softmax(scores: Tensor, legal: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ class PointerPolicy(nn.Module):
         self.scorer = scorer
         self.view = view
 
-    def log_probabilities(self, observation: Mapping[str, Tensor]) -> Tensor:
+    def log_probabilities(self, observation: Observation) -> Tensor:
         """[N, A], with gradient."""
         device = next(self.scorer.parameters()).device
         scores = self.scorer(observation["features"].to(device))

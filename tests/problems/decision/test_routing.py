@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from policyopt.problems.decision.construction import construct, solved
-from policyopt.problems.decision.routing import CVRP, TSP, Orienteering, PartialTour, reflected
+from policyopt.problems.decision.routing import CVRP, TSP, Orienteering, PartialTour, parse, reflected
 from policyopt.types import generator
 
 SMALL = {"train_instances": 8, "test_instances": 8}
@@ -170,3 +170,13 @@ def test_a_missing_solver_is_named(problem, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install policyopt\[decision\]"):
         problem.solve(problem.instances(1, 5, generator(0, "nodes")))
+
+
+def test_problems_by_name():
+    assert parse("tsp,size=30,test_sizes=30-60") == TSP(size=30, test_sizes=(30, 60))
+    assert parse("op,max_length=3") == Orienteering(max_length=3.0)
+    assert parse("cvrp,capacity=40,seed=2") == CVRP(capacity=40, seed=2)
+    with pytest.raises(ValueError, match="cvrp"):
+        parse("cvpr")
+    with pytest.raises(ValueError, match="test_sizes"):
+        parse("tsp,test_size=30")

@@ -12,13 +12,14 @@ candidate can be reached in two ways), F features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from policyopt.problems.language.base import read_options
 from policyopt.types import generator
 
 Observation: TypeAlias = dict[str, Tensor]
@@ -141,3 +142,23 @@ class Construction:
         gaps = [float(self.gaps(size, got).mean()) for size, got in zip(self.test_sizes, returns, strict=True)]
         by_size = {f"eval/gap_{size}": gap for size, gap in zip(self.test_sizes, gaps, strict=True)}
         return {"eval/return": float(returns[0].mean()), "eval/gap": sum(gaps) / len(gaps), **by_size}
+
+
+Kind = TypeVar("Kind", bound=Construction)
+
+
+def read(kind: type[Kind], text: str) -> Kind:
+    """The problem of this kind that ``"size=50,test_sizes=50-100"`` describes; its fields are the options.
+
+    Raises ValueError for an unknown option or a value that cannot be read.
+    """
+    readers: dict[str, Callable[[str], Any]] = {
+        field.name: _sizes if isinstance(field.default, tuple) else type(field.default)
+        for field in fields(kind)
+        if field.name != "name"
+    }
+    return kind(**read_options(text, readers, ",", kind.__name__))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("-"))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tensordict import TensorClass
 from torch import Tensor
 
-from policyopt.problems.decision.construction import Construction, Observation, remaining
+from policyopt.problems.decision.construction import Construction, Observation, read, remaining
 
 SCALE = 100.0  # weights and values are 1 … 100; all three features are divided by this, whatever the size
 
@@ -113,3 +113,8 @@ class Knapsack(Construction):
     def experts(self, actions: Tensor, made: int) -> Tensor:
         """A set has no order: every optimal item that is not taken yet is as good as any other."""
         return actions[:, made:]
+
+
+def parse(text: str = "") -> Knapsack:
+    """``"size=50,test_sizes=50-100"`` → the problem."""
+    return read(Knapsack, text)

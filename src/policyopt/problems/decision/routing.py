@@ -16,7 +16,8 @@ import torch
 from tensordict import TensorClass
 from torch import Tensor
 
-from policyopt.problems.decision.construction import Construction, Observation, remaining
+from policyopt.problems.decision.construction import Construction, Observation, read, remaining
+from policyopt.problems.language.base import choose
 
 RESOLUTION = 100_000  # the solvers count in whole numbers; finer ones exceed PyVRP's penalties
 
@@ -352,3 +353,10 @@ def _routes(nodes: Any, clients: list[dict[str, Any]], vehicle: dict[str, Any], 
     if not best.is_feasible():
         raise ValueError(f"no feasible routes found in {iterations} iterations: give the reference solver more")
     return [[step.idx + 1 for step in route if step.is_client()] for route in best.routes()]
+
+
+def parse(text: str = "tsp") -> Construction:
+    """``"tsp"``, ``"cvrp,size=50,capacity=40"``, ``"op,max_length=3"`` → the problem."""
+    kinds: dict[str, type[Construction]] = {kind.name: kind for kind in (TSP, CVRP, Orienteering)}
+    name, _, options = text.partition(",")
+    return read(kinds[choose(name or "tsp", list(kinds), "routing: problem")], options)

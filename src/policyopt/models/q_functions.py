@@ -1,0 +1,77 @@
+"""Ensembles of action-value functions, all heads in one batched product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policyopt.types import Part
+
+
+class EnsembleLinear(nn.Module):
+    """K linear maps side by side: [K, N, I] → [K, N, O], each with the initial weights of ``nn.Linear``."""
+
+    def __init__(self, heads: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(heads, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleNorm(nn.Module):
+    """Layer normalization with a scale and shift for each head: [K, N, F] → [K, N, F]."""
+
+    def __init__(self, heads: int, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(heads, 1, features))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, functional.layer_norm(x, x.shape[-1:]), self.scale)
+
+
+class QEnsemble(nn.Module):
+    """Observation [N, S] and action [N, A] → values [K, N] of K independent heads."""
+
+    def __init__(self, heads: int, sizes: Sequence[int], activation: type[nn.Module], layer_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+            norm = [EnsembleNorm(heads, outputs)] if layer_norm else []
+            layers += [EnsembleLinear(heads, inputs, outputs), *norm, activation()]
+        self.layers = nn.Sequential(*layers, EnsembleLinear(heads, sizes[-1], 1))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        inputs = torch.cat((observation, action), -1).expand(self.heads, -1, -1)
+        values: Tensor = self.layers(inputs)
+        return values.squeeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFunctions(Part):
+    """Builds an ensemble: ``heads`` networks of ``layers`` hidden layers with ``width`` units. Raises ValueError for sizes
+    that aren't positive."""
+
+    heads: int = 2
+    width: int = 256
+    layers: int = 2
+    activation: type[nn.Module] = nn.ReLU
+    layer_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.width, self.layers) < 1:
+            raise ValueError(f"Q-functions need positive sizes, got {self.heads=}, {self.width=}, {self.layers=}")
+
+    def build(self, observation_size: int, action_size: int, seed: int) -> QEnsemble:
+        sizes = (observation_size + action_size, *(self.width,) * self.layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return QEnsemble(self.heads, sizes, self.activation, self.layer_norm)

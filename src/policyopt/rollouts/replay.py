@@ -1,0 +1,120 @@
+"""Replay: what off-policy learners remember, and how they add to it by acting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policyopt.rollouts.collector import Collected
+from policyopt.types import Clock, Part, Transitions
+
+COLUMNS = ("observation", "action", "reward", "next_observation", "terminated", "cost", "weight", "behaviour_logp")
+
+
+class Replay:
+    """The last ``capacity`` transitions in columns that are allocated once; the first to come are the first to go.
+
+    The columns are those of the first transitions added. Raises ValueError where later ones have others.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a replay memory needs room for at least one transition, got {capacity}")
+        self.capacity, self.added = capacity, 0
+        self.columns: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, batch: Transitions) -> None:
+        """Append transitions, batch size [N] with N at most the capacity."""
+        new = {name: column for name in COLUMNS if (column := getattr(batch, name)) is not None}
+        if len(batch) > self.capacity:
+            raise ValueError(f"{len(batch)} transitions at once do not fit into a replay memory of {self.capacity}")
+        if not self.columns:
+            self._allocate(new)
+        if new.keys() != self.columns.keys():
+            raise ValueError(f"the replay memory has the columns {', '.join(self.columns)}; got {', '.join(new)}")
+        index = torch.arange(self.added, self.added + len(batch)) % self.capacity
+        for name, column in new.items():
+            self.columns[name][index] = column
+        self.added += len(batch)
+
+    def _allocate(self, like: Mapping[str, Tensor]) -> None:
+        self.columns = {name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()}
+
+    def sample(self, count: int, rng: torch.Generator) -> Transitions:
+        """``count`` transitions, uniform with replacement."""
+        if not self.added:
+            raise ValueError("nothing has been added to the replay memory yet")
+        index = torch.randint(len(self), (count,), generator=rng)
+        return Transitions(**{name: column[index] for name, column in self.columns.items()}, batch_size=[count])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"added": self.added, "columns": {k: column[: len(self)].clone() for k, column in self.columns.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.added = state["added"]
+        self._allocate(state["columns"])
+        for name, column in state["columns"].items():
+            self.columns[name][: len(self)] = column
+
+
+class Environments(Protocol):
+    """N environments side by side. ``step`` answers with what was reached, and new episodes begin by themselves."""
+
+    observations: NDArray[Any]
+
+    def step(self, actions: Any) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction(Part):
+    """``steps`` steps of ``environments`` environments side by side, as transitions.
+
+    Until ``warm_up`` environment steps are spent, the policy's ``warm_up`` acts in the place of its ``act``. What either
+    returns as columns replaces or adds to what is remembered. Raises ValueError for counts that make no sense.
+    """
+
+    environments: int = 1
+    steps: int = 1
+    warm_up: int = 5000
+
+    def __post_init__(self) -> None:
+        if min(self.environments, self.steps) < 1 or self.warm_up < 0:
+            raise ValueError(
+                "environments and steps must be positive and warm_up not negative, got "
+                f"{self.environments}, {self.steps} and {self.warm_up}"
+            )
+
+    def warming_up(self, clock: Clock) -> bool:
+        return clock.spent.get("env_steps", 0.0) < self.warm_up
+
+    def __call__(self, policy: Any, environments: Environments, clock: Clock) -> Collected:
+        rng = clock.generator("interaction")
+        act = policy.warm_up if self.warming_up(clock) else policy.act
+        found = [self._step(act, environments, rng) for _ in range(self.steps)]
+        batch = torch.cat(found) if self.steps > 1 else found[0]
+        cost = float(self.steps * self.environments)
+        return Collected({"transitions": batch}, {"reward/mean": batch.reward.mean(), "cost/env_steps": cost})
+
+    def _step(self, act: Any, environments: Environments, rng: torch.Generator) -> Transitions:
+        before = torch.as_tensor(environments.observations)
+        with torch.no_grad():
+            action, columns, _ = act(before, None, rng)
+        step = environments.step(action)
+        seen = {
+            "observation": before,
+            "action": action,
+            "reward": torch.as_tensor(step.rewards),
+            "next_observation": torch.as_tensor(step.next_observations),
+            "terminated": torch.as_tensor(step.terminated),
+        }
+        return Transitions(**{**seen, **columns}, batch_size=[len(before)])
