@@ -37,7 +37,7 @@ def true_model(problem, bonus, visits=1.0):
 def sampled_counts(problem, episodes, seed=0):
     counts = Counts(problem.rewards.shape, problem.states)
     policy = TabularPolicy.single(np.full(problem.rewards.shape, 1.0 / problem.actions))
-    counts.add_episodes(problem.play(policy.act, episodes, torch.Generator().manual_seed(seed)))
+    counts.add_episodes(*problem.play(policy.act, episodes, torch.Generator().manual_seed(seed)))
     return counts
 
 
@@ -218,7 +218,7 @@ def test_bad_input_is_refused_before_work_starts():
         Bernstein(scale=-1.0)
     with pytest.raises(ValueError, match="episodes=0"):
         OptimisticPlanning(episodes=0)
-    with pytest.raises(ValueError, match="needs a TabularMDP, got str"):
+    with pytest.raises(ValueError, match="needs a finite episodic problem, got str"):
         OptimisticPlanning().learner("tabular", seed=0)
     with pytest.raises(ValueError, match="makes its own policy"):
         OptimisticPlanning().learner(random_mdp(), TabularPolicy.single(random_mdp().baseline), seed=0)

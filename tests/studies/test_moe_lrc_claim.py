@@ -11,14 +11,16 @@ from policyopt.studies.claim import Results
 from policyopt.studies.moe_lrc import BASE, Variant, claim, equal_within, next_token_loss, not_below, specialisation
 
 
-@pytest.mark.parametrize("arm", ["sequence", "shared", "policy-optimized"])
-def test_arms_run_repeat_and_report_what_gates_read(arm):
+@pytest.mark.parametrize("arm", ["shared", "policy-optimized"])
+def test_arms_run_in_workers_and_report_what_gates_read(arm):
     metrics = pickle.loads(pickle.dumps(claim.arms[arm]))(100, True)
-    again = claim.arms[arm](100, True)
-    assert {name: value for name, value in metrics.items() if not math.isnan(value)} == {
-        name: value for name, value in again.items() if not math.isnan(value)
-    }
     assert {gate.metric for gate in claim.gates if arm in gate.arms} <= set(metrics)
+
+
+def test_an_arm_repeats():
+    first, again = (claim.arms["sequence"](100, True) for _ in range(2))
+    assert str(first) == str(again)  # NaN included
+    assert first["eval/loss"] != claim.arms["sequence"](101, True)["eval/loss"]
 
 
 def test_scored_seeds_are_no_tuning_seeds():

@@ -46,7 +46,9 @@ class LiveCritic:
         for rows in self.model.micro_batches(batch, limit):
             micro = batch[rows]
             value = self.model.evaluate(micro, ("value",)).value
-            loss = (shares[rows] * clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)).sum()
+            error = clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)
+            error = error.mean(-1) if error.dim() > shares.dim() else error  # a value for each objective
+            loss = (shares[rows] * error).sum()
             loss.backward()
             total += loss.detach()
         self.optimizer.step(total, clock)

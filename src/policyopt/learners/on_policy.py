@@ -14,6 +14,7 @@ from policyopt.learners.annotators import Annotator
 from policyopt.learners.critic import Critic
 from policyopt.learners.update import Adam, Optimizer
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
+from policyopt.models.mlp import Architecture
 from policyopt.rollouts.collector import Collector
 from policyopt.rollouts.language import Groups
 from policyopt.types import Budget, Clock, Part, Rollouts
@@ -27,9 +28,10 @@ class OnPolicy:
     credit turns rewards into advantages; the objective is minimised over ``epochs`` passes of ``minibatches`` pieces each.
     objectives holds those of further named batches (``{"demonstrations": …}``), added to the main one in every update.
     micro_batch is the number of tokens (steps, in control) that go through a network at once; it bounds memory and does
-    not change the result. None chooses it from the size of the model.
+    not change the result. None chooses it from the size of the model. ``policy`` builds one where none is given (control).
     """
 
+    policy: Architecture | None = None
     collector: Collector = Groups()
     annotators: tuple[Annotator, ...] = ()
     critic: Critic | None = None
@@ -83,7 +85,9 @@ class OnPolicyLearner:
     def __init__(self, method: OnPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         check_columns(method)
         if policy is None:
-            raise ValueError("this method trains a policy: give one (on the command line: --policy)")
+            if method.policy is None:
+                raise ValueError("this method trains a policy: give one (on the command line: --policy)")
+            policy = method.policy.build(problem, seed)
         self.method, self.problem, self.policy, self.budget = method, problem, policy, budget
         self.clock = Clock(seed=seed)
         sampling = getattr(method.collector, "sampling", None)

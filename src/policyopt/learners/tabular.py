@@ -9,13 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from policyopt.problems.decision.tabular import Episodes, Floats, Ints, TabularMDP, draw
 from policyopt.types import Budget, Clock, Part
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+
+@runtime_checkable
+class EpisodicProblem(Protocol):
+    """What is asked of a finite episodic problem: its sizes, episodes, and a baseline [H, S, A] with its exact value."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def states(self) -> int: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def baseline(self) -> Floats | None: ...
+    def value(self, policies: Floats) -> Floats: ...
+    def play(self, act: Any, episodes: int, rng: torch.Generator) -> tuple[Ints, Ints, Floats]: ...
 
 
 class Counts:
@@ -38,9 +61,10 @@ class Counts:
         np.add.at(self.transitions, (*pairs, next_states), 1.0)
         np.add.at(self.rewards, pairs, rewards)
 
-    def add_episodes(self, episodes: Episodes) -> None:
-        steps = np.broadcast_to(np.arange(episodes.actions.shape[1]), episodes.actions.shape)
-        self.add((steps, episodes.states[:, :-1], episodes.actions), episodes.rewards, episodes.states[:, 1:])
+    def add_episodes(self, states: Ints, actions: Ints, rewards: Floats) -> None:
+        """Count complete episodes, states [N, H+1], actions and rewards [N, H], for ``pairs`` of (H, S, A)."""
+        steps = np.broadcast_to(np.arange(actions.shape[1]), actions.shape)
+        self.add((steps, states[:, :-1], actions), rewards, states[:, 1:])
 
     def state_dict(self) -> dict[str, Any]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("transitions", "rewards")}
@@ -48,6 +72,12 @@ class Counts:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("transitions", "rewards"):
             getattr(self, name)[...] = state[name].numpy()
+
+
+def draw(probabilities: Floats, rng: torch.Generator) -> Ints:
+    """One index from each row of ``probabilities`` [N, K] → [N]."""
+    level = torch.rand(len(probabilities), 1, generator=rng, dtype=torch.float64).numpy()
+    return np.asarray((probabilities.cumsum(-1)[:, :-1] <= level).sum(-1))
 
 
 def expected(transitions: Floats, values: Floats) -> Floats:
@@ -193,7 +223,7 @@ class Safeguard(NamedTuple):
 class Requirement(Part):
     """What a run has to respect; the data that it starts from are added to ``counts``."""
 
-    def __call__(self, problem: TabularMDP, counts: Counts, seed: int) -> Safeguard:
+    def __call__(self, problem: EpisodicProblem, counts: Counts, seed: int) -> Safeguard:
         raise NotImplementedError
 
 
@@ -201,8 +231,9 @@ class Requirement(Part):
 class Unconstrained(Requirement):
     """Any policy is safe, and there are no data."""
 
-    def __call__(self, problem: TabularMDP, counts: Counts, seed: int) -> Safeguard:
-        return Safeguard(np.full_like(problem.rewards, 1.0 / problem.actions), -np.inf)
+    def __call__(self, problem: EpisodicProblem, counts: Counts, seed: int) -> Safeguard:
+        uniform = np.full((problem.horizon, problem.states, problem.actions), 1.0 / problem.actions)
+        return Safeguard(uniform, -np.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,11 +270,13 @@ class OptimisticPlanning:
             raise ValueError(f"the confidence must cover at least one episode, got episodes={self.episodes}")
 
     def learner(
-        self, problem: TabularMDP, policy: Any = None, *, seed: int, budget: Budget | None = None
+        self, problem: EpisodicProblem, policy: Any = None, *, seed: int, budget: Budget | None = None
     ) -> OptimisticLearner:
         """Raises ValueError for another kind of problem, and for an initial policy: one is planned from the data."""
-        if not isinstance(problem, TabularMDP):
-            raise ValueError(f"tabular planning needs a TabularMDP, got {type(problem).__name__}: use decision/tabular")
+        if not isinstance(problem, EpisodicProblem):
+            raise ValueError(
+                f"tabular planning needs a finite episodic problem, got {type(problem).__name__}: use tabular"
+            )
         if policy is not None:
             raise ValueError("tabular planning makes its own policy: give a safe one as the problem's baseline instead")
         return OptimisticLearner(self, problem, seed, budget)
@@ -252,12 +285,12 @@ class OptimisticPlanning:
 class OptimisticLearner:
     """One step is one episode. ``policy`` is what the NEXT one follows: a function of the counts, hence never saved."""
 
-    def __init__(self, method: OptimisticPlanning, problem: TabularMDP, seed: int, budget: Budget | None) -> None:
+    def __init__(self, method: OptimisticPlanning, problem: EpisodicProblem, seed: int, budget: Budget | None) -> None:
         self.method, self.problem, self.budget = method, problem, budget
         self.clock = Clock(seed=seed)
-        self.counts = Counts(problem.rewards.shape, problem.states)
+        self.counts = Counts((problem.horizon, problem.states, problem.actions), problem.states)
         self.safeguard = method.requirement(problem, self.counts, seed)
-        self.log_term = log(2.0 * problem.rewards.size * method.episodes)
+        self.log_term = log(2.0 * self.counts.rewards.size * method.episodes)
         self._plan()
 
     def _plan(self) -> None:
@@ -267,13 +300,13 @@ class OptimisticLearner:
         self.policy = self.method.exploration(model, greedy(q), self.safeguard)
 
     def step(self) -> Mapping[str, float]:
-        played = self.problem.play(self.policy.act, 1, self.clock.generator("episode"))
+        states, actions, rewards = self.problem.play(self.policy.act, 1, self.clock.generator("episode"))
         metrics = {
-            "reward/mean": float(played.rewards.sum()),
+            "reward/mean": float(rewards.sum()),
             "value/optimistic": self.optimistic_value,
             "cost/env_steps": float(self.problem.horizon),
         }
-        self.counts.add_episodes(played)
+        self.counts.add_episodes(states, actions, rewards)
         self._plan()
         self.clock.advance(metrics, self.budget)
         return metrics

@@ -24,7 +24,9 @@ import numpy as np
 
 from policyopt.learners.tabular import (
     Counts,
+    EpisodicProblem,
     Exploration,
+    Floats,
     Model,
     OptimisticPlanning,
     Requirement,
@@ -32,7 +34,6 @@ from policyopt.learners.tabular import (
     TabularPolicy,
 )
 from policyopt.methods import ucbvi
-from policyopt.problems.decision.tabular import Floats, TabularMDP
 from policyopt.types import generator
 
 FAMILY = "constrained"
@@ -103,7 +104,7 @@ class KnownBaseline(Requirement):
         if not 0.0 <= self.relaxation <= 1.0:
             raise ValueError(f"relaxation is a share of the baseline's value, from 0 to 1, got {self.relaxation:g}")
 
-    def __call__(self, problem: TabularMDP, counts: Counts, seed: int) -> Safeguard:
+    def __call__(self, problem: EpisodicProblem, counts: Counts, seed: int) -> Safeguard:
         baseline = _baseline(problem)
         return Safeguard(baseline, (1.0 - self.relaxation) * float(problem.value(baseline)))
 
@@ -123,10 +124,11 @@ class LoggedBaseline(KnownBaseline):
         if self.episodes < 2:
             raise ValueError(f"a standard error needs at least two logged episodes, got {self.episodes}")
 
-    def __call__(self, problem: TabularMDP, counts: Counts, seed: int) -> Safeguard:
-        log = problem.play(TabularPolicy.single(_baseline(problem)).act, self.episodes, generator(seed, "log"))
-        counts.add_episodes(log)
-        returns = log.rewards.sum(-1)
+    def __call__(self, problem: EpisodicProblem, counts: Counts, seed: int) -> Safeguard:
+        policy = TabularPolicy.single(_baseline(problem))
+        states, actions, rewards = problem.play(policy.act, self.episodes, generator(seed, "log"))
+        counts.add_episodes(states, actions, rewards)
+        returns = rewards.sum(-1)
         value = returns.mean() + self.standard_errors * returns.std(ddof=1) / np.sqrt(self.episodes)
         return Safeguard(cloned_policy(counts), (1.0 - self.relaxation) * float(value))
 
@@ -138,7 +140,7 @@ def cloned_policy(counts: Counts) -> Floats:
     return np.asarray(np.where(total > 0, visits / np.maximum(total, 1.0), 1.0 / visits.shape[-1]))
 
 
-def _baseline(problem: TabularMDP) -> Floats:
+def _baseline(problem: EpisodicProblem) -> Floats:
     if problem.baseline is None:
         raise ValueError(f"{problem.name} has no baseline to stay close to: set the problem's baseline, [H, S, A]")
     return problem.baseline

@@ -1,7 +1,7 @@
 """Flow policies: a network of velocities that carries Gaussian noise to actions (rectified flow, arXiv 2209.03003).
 
-Trained by imitation alone; sampled by a deterministic integration, so that an action is a function of the observation and
-of the noise it started from. To whoever chooses the noise, ``decode`` is a black box.
+Trained by imitation alone; sampled by a deterministic integration, so that an action is a function of the observation
+and of the noise it started from. To whoever chooses the noise, ``decode`` is a black box.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class QEnsemble(nn.Module):
         super().__init__()
         self.heads = heads
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in pairwise(sizes):
             norm = [EnsembleNorm(heads, outputs)] if layer_norm else []
             layers += [EnsembleLinear(heads, inputs, outputs), *norm, activation()]
         self.layers = nn.Sequential(*layers, EnsembleLinear(heads, sizes[-1], 1))
@@ -57,8 +58,8 @@ class QEnsemble(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class QFunctions(Part):
-    """Builds an ensemble: ``heads`` networks of ``layers`` hidden layers with ``width`` units. Raises ValueError for sizes
-    that aren't positive."""
+    """Builds an ensemble: ``heads`` networks of ``layers`` hidden layers with ``width`` units. Raises ValueError where
+    one of these isn't positive."""
 
     heads: int = 2
     width: int = 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def tanh_gaussian(mean: Tensor, log_deviation: Tensor, noise: Tensor) -> tuple[T
 def multilayer_perceptron(sizes: Sequence[int], activation: Callable[[], nn.Module], layer_norm: bool) -> nn.Sequential:
     """Linear layers of these sizes, each but the last followed by layer normalization (where asked) and activation."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in pairwise(sizes[:-1]):
         layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if layer_norm else []), activation()]
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 

@@ -79,8 +79,8 @@ class Environments(Protocol):
 class Interaction(Part):
     """``steps`` steps of ``environments`` environments side by side, as transitions.
 
-    Until ``warm_up`` environment steps are spent, the policy's ``warm_up`` acts in the place of its ``act``. What either
-    returns as columns replaces or adds to what is remembered. Raises ValueError for counts that make no sense.
+    Until ``warm_up`` environment steps are spent, the policy's ``warm_up`` acts in the place of its ``act``. What
+    either returns as columns replaces or adds to what is remembered. Raises ValueError for counts that make no sense.
     """
 
     environments: int = 1

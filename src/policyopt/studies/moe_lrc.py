@@ -143,7 +143,8 @@ class Finetuned:
     optimization: int = 40
 
     def __call__(self, seed: int, smoke: bool) -> dict[str, float]:
-        problem, tokenizer = Arithmetic(terms=3), character_tokenizer()
+        problem = Arithmetic(terms=3, evaluation_size=16 if smoke else 256)
+        tokenizer = character_tokenizer()
         policy = LanguagePolicy(self.model.build(len(tokenizer), seed), tokenizer)
         found = {}
         stages = {"imitated": (sft.method(), self.imitation), "optimized": (ppo.method(), self.optimization)}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from policyopt.problems.decision.tabular import TabularMDP, draw, parse, random_mdp
+from policyopt.problems.decision.tabular import TabularMDP, parse, random_mdp
 
 
 def uniform(problem):
@@ -11,7 +11,8 @@ def uniform(problem):
 
 def follow(policy):
     def act(observation, memory, rng, greedy):
-        return draw(policy[observation[:, 0], observation[:, 1]], rng), {}, None
+        rows = torch.from_numpy(policy[observation[:, 0], observation[:, 1]])
+        return torch.multinomial(rows, 1, generator=rng)[:, 0].numpy(), {}, None
 
     return act
 

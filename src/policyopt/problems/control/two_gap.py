@@ -1,8 +1,8 @@
 """Two gaps: a point mass behind a wall with two ways through, one of which demonstrations take to the wrong place.
 
-The unit square with a wall at x = 0.5, open for y in [0.75, 0.85] and [0.15, 0.25]. An episode starts near (0.1, 0.5) and
-ends within 0.07 of the goal (0.9, 0.8), or is cut after 50 steps. Reward: −1 a step, 0 for the step that reaches the goal.
-Without demonstrations the goal is as good as never found: chance alone doesn't pass a gap.
+The unit square with a wall at x = 0.5, open for y in [0.75, 0.85] and [0.15, 0.25]. An episode starts near (0.1, 0.5)
+and ends within 0.07 of the goal (0.9, 0.8), or is cut after 50 steps. Reward: −1 a step, 0 for the step that reaches
+the goal. Without demonstrations the goal is as good as never found: chance alone doesn't pass a gap.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class PointMasses:
 
 
 def scripted_action(position: Floats, height: Floats) -> Floats:
-    """Towards (0.4, height), then through the gap at that ``height`` [N] and on to (0.9, height), where it stays."""
-    aligned = (np.abs(position[:, 1] - height) < 0.03) | (position[:, 0] > 0.4)
-    target = np.stack((np.where(aligned, GOAL[0], 0.4), height), axis=1)
+    """Up or down to the gap's ``height`` [N] first, then through it to (0.9, height), where it stays."""
+    aligned = np.abs(position[:, 1] - height) < 0.03
+    target = np.stack((np.where(aligned, GOAL[0], START[0]), height), axis=1)
     return np.clip((target - position) / STRIDE, -1.0, 1.0)
 
 
@@ -119,9 +119,10 @@ def scripted_action(position: Floats, height: Floats) -> Floats:
 class TwoGap:
     """The problem, with scripted demonstrations as its data.
 
-    Of ``demonstrated`` episodes the share ``good`` takes the upper gap to the goal; the rest takes the lower one and stays
-    at (0.9, 0.2) to the end. Their actions carry Gaussian noise of deviation ``noise``. ``good=0`` shows nothing that leads
-    to the goal: there, choosing among what was demonstrated cannot help. Raises ValueError on impossible settings.
+    Of ``demonstrated`` episodes the share ``good`` takes the upper gap to the goal; the rest takes the lower one and
+    stays at (0.9, 0.2) to the end. Their actions carry Gaussian noise of deviation ``noise``. ``good=0`` shows nothing
+    that leads to the goal: there, choosing among what was demonstrated cannot help. Raises ValueError on impossible
+    settings.
     """
 
     name: str = "two-gap"

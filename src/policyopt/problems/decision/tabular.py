@@ -30,12 +30,6 @@ class Episodes(NamedTuple):
     rewards: Floats
 
 
-def draw(probabilities: Floats, rng: torch.Generator) -> Ints:
-    """One index from each row of ``probabilities`` [N, K] → [N]."""
-    level = torch.rand(len(probabilities), 1, generator=rng, dtype=torch.float64).numpy()
-    return np.asarray((probabilities.cumsum(-1)[:, :-1] <= level).sum(-1))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TabularMDP:
     """An episodic MDP whose transitions and rewards depend on the step.
@@ -100,6 +94,11 @@ class TabularMDP:
             value = q[h].max(-1)
         return q
 
+    @cached_property
+    def _distribution(self) -> Floats:
+        """The distribution functions of the next states but the last, [H, S, A, S − 1]."""
+        return np.asarray(self.transitions.cumsum(-1)[..., :-1])
+
     @property
     def optimal_value(self) -> float:
         return float(self.optimal_q[0, self.start].max())
@@ -112,7 +111,8 @@ class TabularMDP:
         for h in range(self.horizon):
             observation = np.stack((np.full(episodes, h), states[:, h]), axis=-1)
             actions[:, h], _, memory = act(observation, memory, rng, False)
-            states[:, h + 1] = draw(self.transitions[h, states[:, h], actions[:, h]], rng)
+            level = torch.rand(episodes, 1, generator=rng, dtype=torch.float64).numpy()
+            states[:, h + 1] = (self._distribution[h, states[:, h], actions[:, h]] <= level).sum(-1)
         return Episodes(states, actions, self.rewards[np.arange(self.horizon), states[:, :-1], actions])
 
     def evaluate(self, act: Act, rng: torch.Generator) -> dict[str, float]:

@@ -66,11 +66,11 @@ class Arithmetic(LanguageProblem):
 
     name: str = "arithmetic"
     max_new_tokens: int = 0
-    terms: int | tuple[int, int] = 4
+    terms: int | tuple[int, int] = (2, 12)
     modulus: int = 10
     operations: str = "+-*"
     wordiness: int | tuple[int, int] = 0
-    noise: float = 0.0
+    noise: float = 0.15
     budget: int | None = None
     seed: int = 0
     train_size: int = 20_000

@@ -1,0 +1,319 @@
+"""The off-policy learner: act, remember, and update on batches drawn from memory. Soft actor-critic is its default.
+
+An agent is a set of named networks. A method lists updates, each of which makes the networks that it trains, says its
+loss on a batch of transitions, and has its own optimizer; a round is a sequence of updates on one batch, repeated with
+fresh ones. Without a collector nothing is gathered: the learner works on the problem's data, offline.
+
+Soft actor-critic: arXiv 1812.05905. An update of another method is a subclass with another loss; one that only aims
+elsewhere overrides ``SoftCritic.next_action``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from policyopt.learners.update import Adam
+from policyopt.models.q_functions import QFunctions
+from policyopt.models.soft_actor import SoftActor, TanhGaussian
+from policyopt.rollouts.replay import Interaction, Replay
+from policyopt.types import Budget, Clock, Loss, Part, Transitions, generator
+
+Agent: TypeAlias = nn.ModuleDict
+
+
+def soft_target(
+    reward: Tensor, terminated: Tensor, values: Tensor, logp: Tensor, temperature: Tensor | float, gamma: float
+) -> Tensor:
+    """r + γ (1 − d) (min over heads of the values [K, N] − α log π) [N]; reward, terminated, log π are [N]."""
+    return reward + gamma * (~terminated) * (values.amin(0) - temperature * logp)
+
+
+def regression(values: Tensor, target: Tensor) -> Tensor:
+    """½ Σ over heads of the mean squared difference: values [K, N] to a target [N], or to one for each head [K, N]."""
+    return 0.5 * (values - target).square().mean(-1).sum()
+
+
+def soft_policy_loss(values: Tensor, logp: Tensor, temperature: Tensor) -> Tensor:
+    """The mean of α log π − the least value: values [K, N] and log π [N] of actions that carry a gradient."""
+    return (temperature * logp - values.amin(0)).mean()
+
+
+def temperature_loss(log_temperature: Tensor, logp: Tensor, target_entropy: float) -> Tensor:
+    """−log α · mean(log π + target): α falls while the entropy is above its target, and rises below it."""
+    return -log_temperature * (logp + target_entropy).mean()
+
+
+@torch.no_grad()
+def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target ← target + rate · (source − target), in place."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Part):
+    """One optimizer step on one network of the agent, the one that ``trains`` names."""
+
+    trains: ClassVar[str]
+    optimizer: Adam = Adam(learning_rate=3e-4, gradient_clip=None)
+
+    def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
+        """The networks that this update adds to the agent, with weights drawn from ``seed``."""
+        raise NotImplementedError
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        """What to minimise on a batch [N]; only the trained network receives the gradient."""
+        raise NotImplementedError
+
+    def finish(self, agent: Agent) -> None:
+        """After the optimizer's step: where a target network follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftCritic(Update):
+    """Twin Q-functions towards the soft target under their slowly following copy."""
+
+    trains: ClassVar[str] = "critic"
+    model: QFunctions = QFunctions()
+    gamma: float = 0.99
+    polyak: float = 0.005
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0 or not 0.0 < self.polyak <= 1.0:
+            raise ValueError(f"gamma and polyak are shares, from 0 to 1, got {self.gamma:g} and {self.polyak:g}")
+
+    def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
+        sizes = problem.observation_size, problem.action_size
+        target = self.model.build(*sizes, seed).requires_grad_(False)
+        return {"critic": self.model.build(*sizes, seed), "target": target}
+
+    def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the policy would do next: actions [N, A] and their log-probabilities [N]."""
+        action, logp = soft_actor(agent).sample(observation, rng)
+        return action, logp
+
+    @torch.no_grad()
+    def target(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Tensor:
+        """What the values should be, [N]."""
+        action, logp = self.next_action(agent, batch.next_observation, rng)
+        values = agent["target"](batch.next_observation, action)
+        return soft_target(batch.reward, batch.terminated, values, logp, agent["temperature"](), self.gamma)
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        values = agent["critic"](batch.observation, batch.action)
+        loss = regression(values, self.target(agent, batch, rng))
+        return Loss(loss, {"loss/value": loss.detach(), "value/mean": values.detach().mean()})
+
+    def finish(self, agent: Agent) -> None:
+        polyak(agent["target"], agent["critic"], self.polyak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPolicy(Update):
+    """The tanh-Gaussian actor towards high values and entropy; ``critic`` names the network that judges its actions."""
+
+    trains: ClassVar[str] = "actor"
+    model: TanhGaussian = TanhGaussian()
+    critic: str = "critic"
+
+    def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
+        return {"actor": self.model.build(problem.observation_size, problem.action_size, seed)}
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        action, logp = soft_actor(agent).sample(batch.observation, rng)
+        values = agent[self.critic](batch.observation, action)
+        loss = soft_policy_loss(values, logp, agent["temperature"]().detach())
+        return Loss(loss, {"loss/policy": loss.detach(), "policy/entropy": -logp.detach().mean()})
+
+
+class LogTemperature(nn.Module):
+    """The temperature α as the exponential of a trained number."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(initial)))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(Update):
+    """The temperature that keeps the policy's entropy at a target; None: minus one for each action dimension."""
+
+    trains: ClassVar[str] = "temperature"
+    initial: float = 1.0
+    target_entropy: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.initial > 0.0:
+            raise ValueError(f"the initial temperature must be positive, got {self.initial:g}")
+
+    def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
+        return {"temperature": LogTemperature(self.initial)}
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        actor = soft_actor(agent)
+        with torch.no_grad():
+            _, logp = actor.sample(batch.observation, rng)
+        wanted = -float(actor.action_size) if self.target_entropy is None else self.target_entropy
+        temperature = agent["temperature"]
+        loss = temperature_loss(temperature.log, logp, wanted)
+        return Loss(loss, {"policy/temperature": temperature().detach()})
+
+
+def soft_actor(agent: Agent) -> SoftActor:
+    actor = agent["actor"]
+    assert isinstance(actor, SoftActor)
+    return actor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Part):
+    """Updates on one batch, in this order, ``repeat`` times with a fresh batch each."""
+
+    updates: tuple[Update, ...]
+    repeat: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.updates or self.repeat < 1:
+            raise ValueError(f"a round needs at least one update and one repetition, got repeat={self.repeat}")
+
+
+class ActorPolicy:
+    """Acts with the actor itself: samples, or its mode where greedy; ``warm_up`` is uniform in the box."""
+
+    def __init__(self, actor: SoftActor) -> None:
+        self.actor = actor
+
+    @torch.no_grad()
+    def act(
+        self, observation: Any, memory: Any, rng: torch.Generator, greedy: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Actions [N, A] for observations [N, S]."""
+        seen = torch.as_tensor(observation)
+        return self.actor.mode(seen) if greedy else self.actor.sample(seen, rng)[0], {}, memory
+
+    def warm_up(self, observation: Any, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
+        return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting(Part):
+    """Who acts with an agent: its actor. Others may put something between the actor and the environment."""
+
+    def modules(self, problem: Any, policy: Any) -> dict[str, nn.Module]:
+        """Networks that acting needs and nothing trains, made from the ``policy`` that the learner was given."""
+        if policy is not None:
+            raise ValueError(f"this method makes its own policy and has no use for a {type(policy).__name__}")
+        return {}
+
+    def policy(self, agent: Agent) -> Any:
+        return ActorPolicy(soft_actor(agent))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicy:
+    """A method that learns from remembered transitions.
+
+    Each step collects once, and then goes through the ``rounds`` on batches of ``batch`` transitions, once the
+    collector's warm-up is over. Without a collector the memory holds the problem's ``transitions()``. Actions lie in
+    [−1, 1]^A. Raises ValueError where two updates train the same network.
+    """
+
+    rounds: tuple[Round, ...] = (Round(updates=(SoftCritic(), SoftPolicy(), Temperature())),)
+    acting: Acting = Acting()
+    collector: Interaction | None = Interaction()
+    batch: int = 256
+    capacity: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be a positive number of transitions, got {self.batch}")
+        trained = Counter(update.trains for update in self.updates())
+        if twice := [name for name, count in trained.items() if count > 1]:
+            raise ValueError(f"{trained[twice[0]]} updates train the network {twice[0]!r}: each may be trained by one")
+
+    def updates(self) -> Iterator[Update]:
+        return (update for one in self.rounds for update in one.updates)
+
+    def learner(self, problem: Any, policy: Any = None, *, seed: int, budget: Budget | None = None) -> OffPolicyLearner:
+        return OffPolicyLearner(self, problem, policy, seed, budget)
+
+
+class OffPolicyLearner:
+    """The live method: agent, optimizers, memory, environments, clock."""
+
+    def __init__(self, method: OffPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
+        self.method, self.problem, self.budget = method, problem, budget
+        self.clock = Clock(seed=seed)
+        self.agent = nn.ModuleDict(method.acting.modules(problem, policy))
+        for update in method.updates():
+            draw = generator(seed, update.trains)
+            self.agent.update(update.modules(problem, int(torch.randint(2**62, (), generator=draw))))
+        self.policy = method.acting.policy(self.agent)
+        self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
+        self.memory = Replay(method.capacity)
+        self.environments = None
+        if method.collector is None:
+            self.memory.add(problem.transitions())
+        else:
+            self.environments = problem.make(method.collector.environments, seed)
+
+    def step(self) -> dict[str, Tensor | float]:
+        """Collect once, then all rounds."""
+        metrics: dict[str, Tensor | float] = {}
+        collector, learns = self.method.collector, True
+        if collector is not None and self.environments is not None:
+            learns = not collector.warming_up(self.clock)
+            collected = collector(self.policy, self.environments, self.clock)
+            self.memory.add(collected.batches["transitions"])
+            metrics |= collected.metrics
+        if learns:
+            rng = self.clock.generator("updates")
+            for one in self.method.rounds:
+                metrics |= self._round(one, rng)
+        self.clock.advance(metrics, self.budget)
+        return metrics
+
+    def _round(self, one: Round, rng: torch.Generator) -> dict[str, Tensor | float]:
+        """The means of its metrics over the repetitions."""
+        sums: dict[str, Tensor] = {}
+        for _ in range(one.repeat):
+            batch = self.memory.sample(self.method.batch, rng)
+            for update in one.updates:
+                for name, value in self._update(update, batch, rng).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        return {name: value / one.repeat for name, value in sums.items()}
+
+    def _update(self, update: Update, batch: Transitions, rng: torch.Generator) -> dict[str, Tensor]:
+        optimizer = self.optimizers[update.trains]
+        loss = update.loss(self.agent, batch, rng)
+        loss.value.backward(inputs=optimizer.parameters)  # type: ignore[no-untyped-call]
+        optimizer.step(loss.value.detach(), self.clock)
+        update.finish(self.agent)
+        return loss.metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "clock": self.clock.state_dict(),
+            "agent": self.agent.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "memory": self.memory.state_dict(),
+            "environments": None if self.environments is None else self.environments.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock.load_state_dict(state["clock"])
+        self.agent.load_state_dict(state["agent"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.memory.load_state_dict(state["memory"])
+        if self.environments is not None:
+            self.environments.load_state_dict(state["environments"])

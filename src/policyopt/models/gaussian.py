@@ -1,0 +1,46 @@
+"""A diagonal Gaussian policy whose deviation does not depend on the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from policyopt.models.mlp import PerceptronPolicy
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class GaussianPolicy(PerceptronPolicy):
+    """π(a | s) = N(mean(s), diag(exp(log_deviation))²) on actions [.., A].
+
+    Actions are not bounded here: the environment clips them, the log-probability is that of what was sampled.
+    """
+
+    def __init__(
+        self,
+        observation: int,
+        action: int,
+        hidden: Sequence[int],
+        rng: torch.Generator,
+        *,
+        objectives: int = 0,
+        standardize: bool = False,
+    ) -> None:
+        super().__init__(observation, action, hidden, rng, objectives=objectives, standardize=standardize)
+        self.log_deviation = nn.Parameter(torch.zeros(action))
+
+    def sample(self, outputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        actions = outputs
+        if rng is not None:
+            noise = torch.randn(outputs.shape, generator=rng, device=rng.device).to(outputs.device)
+            actions = outputs + self.log_deviation.exp() * noise
+        return actions, *self.logp_entropy(outputs, actions)
+
+    def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        standard = (actions - outputs) * (-self.log_deviation).exp()
+        logp = -(0.5 * standard.square() + self.log_deviation + HALF_LOG_TWO_PI).sum(-1)
+        entropy = (self.log_deviation + 0.5 + HALF_LOG_TWO_PI).sum()
+        return logp, entropy.expand(logp.shape)

@@ -1,0 +1,272 @@
+"""Control problems: what a simulator has to offer, and any Gymnasium environment as a batch of them.
+
+A problem makes environments that run side by side. They reset themselves, but ``step`` returns the observations BEFORE
+the reset: where an episode is cut by a limit, a critic bootstraps from the state in which it was cut.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces as gym
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Act: TypeAlias = Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor], Any]]
+
+EVALUATION_STEPS = 10_000  # an episode of an environment without a limit of its own ends here
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """Sizes: numbers in an observation; discrete choices, or numbers in an action; objectives (0: a scalar reward)."""
+
+    observation: int
+    action: int
+    discrete: bool
+    objectives: int = 0
+
+
+class Transition(NamedTuple):
+    """What a step of n environments gave: next_observations [n, S], before any reset; rewards [n] or [n, K];
+    terminated, truncated [n]."""
+
+    next_observations: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+
+
+class VectorEnvironment(Protocol):
+    """n environments side by side. ``observations`` [n, S] float32 is what to act on, after any reset."""
+
+    observations: Array
+
+    def step(self, actions: Array) -> Transition:
+        """actions [n] (discrete) or [n, A]; numbers beyond the bounds of the action space are clipped."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@torch.no_grad()
+def episode_returns(
+    environment: VectorEnvironment, act: Act, rng: torch.Generator, memory: Any = None, gamma: float = 1.0
+) -> tuple[Array, Array]:
+    """The first episode of each environment, acting greedily → (discounted returns [n] or [n, K], lengths [n]).
+
+    ``memory`` is what the policy is given at the start and hands on from step to step.
+    """
+    alive = np.ones(len(environment.observations), bool)
+    total: Array | float = 0.0
+    length, factor = np.zeros(len(alive), np.int64), 1.0
+    while alive.any() and length.max() < EVALUATION_STEPS:
+        action, _, memory = act(torch.from_numpy(environment.observations), memory, rng, True)
+        _, rewards, terminated, truncated = environment.step(action.cpu().numpy())
+        total = total + factor * (rewards.T * alive).T.astype(np.float64)
+        length += alive
+        factor *= gamma
+        alive &= ~(terminated | truncated)
+    return np.asarray(total), length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A control problem; ``episodes`` are played in an evaluation."""
+
+    episodes: int = 10
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def spaces(self) -> Spaces:
+        raise NotImplementedError
+
+    def make(self, n: int, seed: int) -> VectorEnvironment:
+        raise NotImplementedError
+
+    def evaluate(self, act: Act, rng: torch.Generator) -> dict[str, float]:
+        """Episodes from start states that ``rng`` draws, played greedily.
+
+        With K objectives each episode has its own preference, drawn uniformly from the simplex and handed to ``act`` as
+        its first memory [n, K]; ``eval/return`` is then the mean of preference · returns, the expected utility.
+        """
+        seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        environment, objectives = self.make(self.episodes, seed), self.spaces.objectives
+        if not objectives:
+            returns, length = episode_returns(environment, act, rng)
+            return {"eval/return": float(returns.mean()), "eval/episode_length": float(length.mean())}
+        preference = np.random.default_rng(seed).dirichlet(np.ones(objectives), self.episodes)
+        returns, length = episode_returns(environment, act, rng, torch.from_numpy(preference).float())
+        each = {f"eval/return_{i}": float(value) for i, value in enumerate(returns.mean(0))}
+        utility = float((preference * returns).sum(1).mean())
+        return {"eval/return": utility, **each, "eval/episode_length": float(length.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymnasiumProblem(Control):
+    """Any registered Gymnasium (or MO-Gymnasium) environment with flat observations; ``options`` go to its constructor.
+
+    Observations: Box (flattened) or Discrete (one-hot). Actions: Box or Discrete. Rewards: a number, or a vector where
+    the environment has a ``reward_space``.
+    """
+
+    id: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.id not in gymnasium.registry and find_spec("mo_gymnasium") is not None:
+            import_module("mo_gymnasium")  # registers its environments
+        if self.id not in gymnasium.registry:
+            near = get_close_matches(self.id, gymnasium.registry, n=3, cutoff=0.0)
+            raise ValueError(
+                f"no Gymnasium environment is called {self.id!r}; nearest: {', '.join(near)}. Environments of other "
+                "packages have to be installed (pip install policyopt[objectives] for MO-Gymnasium)"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"gym-{self.id}"
+
+    def single(self) -> gymnasium.Env[Any, Any]:
+        """One fresh environment. Raises ValueError where a package that it needs is missing or an option is wrong."""
+        try:
+            return gymnasium.make(self.id, disable_env_checker=True, **self.options)
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise ValueError(f"{self.id} needs another package: {error} (pip install policyopt[control])") from error
+        except TypeError as error:
+            raise ValueError(f"{self.id} does not take the options {dict(self.options)}: {error}") from error
+
+    @cached_property
+    def _probe(self) -> gymnasium.Env[Any, Any]:
+        return self.single()
+
+    @cached_property
+    def spaces(self) -> Spaces:  # type: ignore[override]
+        seen, done = self._probe.observation_space, self._probe.action_space
+        if not isinstance(seen, gym.Discrete | gym.Box):
+            raise ValueError(f"{self.id}: observations must be a Box or Discrete space, got {seen}; flatten them")
+        if not isinstance(done, gym.Discrete | gym.Box):
+            raise ValueError(f"{self.id}: actions must be a Box or Discrete space, got {done}")
+        rewards = getattr(self._probe.unwrapped, "reward_space", None)
+        return Spaces(
+            observation=int(seen.n) if isinstance(seen, gym.Discrete) else int(np.prod(seen.shape)),
+            action=int(done.n) if isinstance(done, gym.Discrete) else int(np.prod(done.shape)),
+            discrete=isinstance(done, gym.Discrete),
+            objectives=0 if rewards is None else int(rewards.shape[0]),
+        )
+
+    def make(self, n: int, seed: int) -> GymnasiumEnvironments:
+        assert self.spaces
+        return GymnasiumEnvironments(self.single, n, seed)
+
+
+class GymnasiumEnvironments:
+    """n Gymnasium environments. Each episode begins with a seed of its own, so that a saved state is the number of the
+    episode and its actions so far: loading plays them again."""
+
+    def __init__(self, single: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
+        self.environments, self.seed = [single() for _ in range(n)], seed
+        self.encode = partial(_encoded, self.environments[0].observation_space)
+        self.decode = partial(_decoded, self.environments[0].action_space)
+        self.episode, self.age = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.past: deque[Array] = deque()
+        self.observations = self.encode([self._reset(i) for i in range(n)])
+
+    def _reset(self, i: int) -> Any:
+        words = np.random.SeedSequence([self.seed, i, int(self.episode[i])]).generate_state(1)
+        return self.environments[i].reset(seed=int(words[0]))[0]
+
+    def step(self, actions: Array) -> Transition:
+        """Raises ValueError where a simulator returns a number that is not finite."""
+        played = [e.step(a) for e, a in zip(self.environments, self.decode(actions), strict=True)]
+        observations, rewards, terminated, truncated, _ = zip(*played, strict=True)
+        result = Transition(
+            self.encode(observations), np.array(rewards, np.float32), np.array(terminated), np.array(truncated)
+        )
+        self._check(result, actions)
+        self.past.append(actions)
+        self.age += 1
+        self._restart(result)
+        return result
+
+    def _restart(self, result: Transition) -> None:
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        self.episode[ended] += 1
+        self.age[ended] = 0
+        self.observations = result.next_observations
+        if len(ended):
+            self.observations = self.observations.copy()
+            self.observations[ended] = self.encode([self._reset(i) for i in ended])
+        while len(self.past) > self.age.max():
+            self.past.popleft()
+
+    def _check(self, result: Transition, actions: Array) -> None:
+        bad = ~np.isfinite(result.next_observations).all(1) | ~np.isfinite(result.rewards.reshape(len(actions), -1)).all(1)
+        if bad.any():
+            i = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{self.environments[i].spec.id if self.environments[i].spec else self.environments[i]}: step "
+                f"{self.age[i]} of episode {self.episode[i]} gave the observation {result.next_observations[i]} and the "
+                f"reward {result.rewards[i]} after the action {actions[i]}: the simulation broke down"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        past = torch.from_numpy(np.stack(self.past)) if self.past else None
+        return {"episode": torch.from_numpy(self.episode.copy()), "age": torch.from_numpy(self.age.copy()), "past": past}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.episode, self.age = state["episode"].numpy().copy(), state["age"].numpy().copy()
+        self.past = deque(() if state["past"] is None else state["past"].numpy())
+        legal = [self.decode(actions) for actions in self.past]
+        latest = []
+        for i, environment in enumerate(self.environments):
+            observation = self._reset(i)
+            for actions in legal[len(legal) - int(self.age[i]) :]:
+                observation = environment.step(actions[i])[0]
+            latest.append(observation)
+        self.observations = self.encode(latest)
+
+
+def _encoded(space: gymnasium.Space[Any], observations: Any) -> Array:
+    """n observations → [n, S] float32, discrete ones as one-hot rows."""
+    if isinstance(space, gym.Discrete):
+        return np.eye(int(space.n), dtype=np.float32)[np.asarray(observations) - int(space.start)]
+    return np.asarray(observations, np.float32).reshape(len(observations), -1)
+
+
+def _decoded(space: gymnasium.Space[Any], actions: Array) -> Any:
+    """[n] choices or [n, A] numbers → n actions of the environment's own kind."""
+    if isinstance(space, gym.Discrete):
+        return (actions + int(space.start)).tolist()
+    assert isinstance(space, gym.Box)
+    return np.clip(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+
+
+def parse(text: str = "", *, episodes: int = 10) -> GymnasiumProblem:
+    """``"CartPole-v1"``, ``"fruit-tree-v0,depth=5"`` (options of the environment behind its id) → the problem."""
+    id_, *pieces = text.split(",")
+    options = {}
+    for piece in pieces:
+        name, equals, value = piece.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read the option {piece!r} of {id_}: write name=value")
+        try:
+            options[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name.strip()] = value
+    return GymnasiumProblem(id=id_, options=options, episodes=episodes)

@@ -1,0 +1,120 @@
+"""The collector of control: T steps of N environments that run side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policyopt.rollouts.collector import Collected, Collector
+from policyopt.types import Clock, Rollouts
+
+
+class Running:
+    """The environments between two collections, and what their episodes have earned so far."""
+
+    def __init__(self) -> None:
+        self.environment: Any = None
+        self.earned: Any = 0.0
+        self._saved: dict[str, Any] | None = None
+
+    def start(self, problem: Any, count: int, seed: int) -> Any:
+        """The environments, made at the first call and brought to where a loaded state left them."""
+        if self.environment is None:
+            self.environment = problem.make(count, seed)
+        if self._saved is not None:
+            self.environment.load_state_dict(self._saved["environment"])
+            self.earned, self._saved = self._saved["earned"].numpy().copy(), None
+        return self.environment
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._saved is not None or self.environment is None:
+            return self._saved or {}
+        return {"environment": self.environment.state_dict(), "earned": torch.from_numpy(self.earned.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._saved = state or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector(Collector):
+    """``steps`` of each of ``environments``, which go on where the last collection left them → Rollouts [N, T].
+
+    ``discount`` is ``gamma``, 0 where an episode terminated; where one is cut by a limit it is ``gamma``, and
+    ``next_observations`` holds the state in which it was cut.
+    """
+
+    gives: ClassVar[tuple[str, ...]] = (
+        "behaviour_logp",
+        "entropy",
+        "rewards",
+        "discount",
+        "terminated",
+        "truncated",
+        "observations",
+        "next_observations",
+    )
+    environments: int = 8
+    steps: int = 256
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.environments < 1 or self.steps < 1 or not 0 <= self.gamma <= 1:
+            raise ValueError(f"environments and steps must be positive and gamma in [0, 1], got {self}")
+
+    def memory(self) -> Running:
+        return Running()
+
+    def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
+        environment = memory.start(problem, self.environments, clock.seed)
+        standardization = getattr(policy, "standardization", None)
+        if standardization is not None:
+            standardization.refresh()
+        columns, episodes = self._steps(policy, environment, memory, clock.generator("actions"))
+        batch = _rollouts(columns, self.gamma, policy.device)
+        if standardization is not None:
+            standardization.observe(batch.observations)
+        metrics: dict[str, Tensor | float] = {
+            "reward/mean": batch.rewards.mean(),
+            "policy/entropy": batch.entropy.mean(),
+            "cost/env_steps": float(self.environments * self.steps),
+        }
+        if episodes:
+            metrics["episode/return"] = float(np.concatenate(episodes).mean(0).sum())
+        return Collected({"rollouts": batch}, metrics)
+
+    def _steps(
+        self, policy: Any, environment: Any, memory: Running, rng: torch.Generator
+    ) -> tuple[dict[str, list[Any]], list[Any]]:
+        """Lists over time of each column [N, …], and the returns of the episodes that ended."""
+        names = ("observations", "actions", "behaviour_logp", "entropy", "next_observations", "rewards")
+        columns: dict[str, list[Any]] = {name: [] for name in (*names, "terminated", "truncated")}
+        episodes = []
+        for _ in range(self.steps):
+            observations = torch.from_numpy(environment.observations)
+            actions, recorded, _ = policy.act(observations, None, rng)
+            result = environment.step(actions.cpu().numpy())
+            for name, value in (("observations", observations), ("actions", actions), *recorded.items()):
+                columns[name].append(value)
+            for name, array in result._asdict().items():
+                columns[name].append(torch.from_numpy(array))
+            ended = result.terminated | result.truncated
+            memory.earned = memory.earned + result.rewards.astype(np.float64)
+            if ended.any():
+                episodes.append(memory.earned[ended])
+                memory.earned[ended] = 0.0
+        return columns, episodes
+
+
+def _rollouts(columns: dict[str, list[Tensor]], gamma: float, device: torch.device) -> Rollouts:
+    stacked = {name: torch.stack(values, 1).to(device) for name, values in columns.items()}
+    terminated = stacked["terminated"]
+    return Rollouts(
+        **stacked,
+        mask=torch.ones_like(terminated),
+        discount=gamma * (~terminated).float(),
+        batch_size=[len(terminated)],
+    )
