@@ -1,8 +1,8 @@
 """GRPO steps of policyopt and of TRL's GRPOTrainer, side by side: seconds a step, tokens a second, peak memory.
 
-Same on both sides: weights (one saved folder), prompts in the same order, groups, reward function, learning rate, AdamW,
-clipping, loss (sequence mean, clip 0.2), dtype, threads, one update a batch, no reference. Nobody has an end token or a
-stop text, so that every response has the same number of tokens. TRL samples with `transformers` (no vLLM), in two settings:
+Same on both sides: weights (one saved folder), prompts in the same order, groups, reward function, learning rate,
+AdamW, clipping, loss (sequence mean, clip 0.2), dtype, threads, one update a batch, no reference. Nobody has an end token
+or a stop text: every response is as long as allowed. TRL samples with `transformers` (no vLLM), in two settings:
 
     TRL           the whole batch in one forward
     TRL, pieces   one prompt's group at a time, gradients accumulated: what it offers against a high peak
@@ -48,11 +48,11 @@ class Options:
     samples: int = 8
     new_tokens: int = 16
     learning_rate: float = 1e-6
-    warmup: int = 1  # steps that are not counted
-    steps: int = 3  # steps that are
+    warmup: int = 2  # steps that are not counted
+    steps: int = 5  # steps that are
     repeats: int = 3
     growth: bool = False  # also how the cost grows with samples and with new tokens
-    patience: float = 600.0  # seconds after which a measurement of --growth is given up
+    patience: float = 300.0  # seconds after which a measurement of --growth is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,14 @@ def problem(setting: Setting) -> Endless:
     return Endless(made, setting.options.new_tokens)
 
 
-def save_model(setting: Setting) -> None:
-    """The weights that all arms load; a fresh tiny model where none is shipped."""
+def save_model(setting: Setting) -> bool:
+    """Write the weights that all arms load; those of a fresh tiny model where none is shipped."""
     from policyopt.models.load import load_policy
     from policyopt.models.tiny import SHIPPED
 
     fresh = setting.model == "tiny" and not SHIPPED.exists()
     load_policy("fresh" if fresh else setting.model, device="cpu").save(Path(setting.folder))
+    return True
 
 
 # -- what a process uses
@@ -184,15 +185,18 @@ def measure_ours(setting: Setting) -> Measured:
 def measure_trl(setting: Setting) -> Measured:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-    from trl import GRPOTrainer
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     options, work = setting.options, problem(setting)
+    prompts = trl_prompts(work, options)
     tokenizer = AutoTokenizer.from_pretrained(setting.folder)
-    model = AutoModelForCausalLM.from_pretrained(setting.folder, dtype=getattr(torch, options.dtype)).to(options.device)
+    model: Any = AutoModelForCausalLM.from_pretrained(setting.folder, dtype=getattr(torch, options.dtype))
 
-    def reward(completions: list[str], id: list[int], **_: Any) -> list[float]:
-        scores: list[float] = work.score(id, completions)["reward"].tolist()
+    def reward(completions: list[str], id: list[int], **_: Any) -> list[float | None]:
+        scores: list[float | None] = work.score(id, completions)["reward"].tolist()
         return scores
+
+    model.to(options.device)
 
     class Stamps(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -206,7 +210,7 @@ def measure_trl(setting: Setting) -> Measured:
         model=model,
         reward_funcs=reward,
         args=trl_settings(setting),
-        train_dataset=trl_prompts(work, options),
+        train_dataset=prompts,
         processing_class=tokenizer,
         callbacks=[Stamps()],
     )
@@ -219,7 +223,7 @@ def measure_trl(setting: Setting) -> Measured:
 
 
 def trl_settings(setting: Setting) -> Any:
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
     options = setting.options
     pieces = options.prompts if setting.arm == PIECES else 1
@@ -292,12 +296,13 @@ def apart(task: Callable[[Setting], Any], setting: Setting, patience: float | No
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(patience) else None
+        given = receiver.recv() if receiver.poll(patience) else None
     except EOFError as error:
         raise RuntimeError(f"the measurement of {setting.arm} on {setting.model} failed") from error
-    finally:
+    if given is None:
         process.kill()
-        process.join()
+    process.join()
+    return given
 
 
 @contextmanager

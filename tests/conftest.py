@@ -16,7 +16,7 @@ from policyopt.models.tiny import character_tokenizer, tiny_model
 torch.set_num_threads(1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def policy() -> LanguagePolicy:
     """A fresh tiny policy with a character tokenizer."""
     tokenizer = character_tokenizer()

@@ -58,7 +58,9 @@ class Settings:
         if self.micro_batch is not None:
             method = replace(method, micro_batch=self.micro_batch)
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
-        policy = registry.policy(self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora)
+        policy = registry.policy(
+            self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora
+        )
         if self.warm_start:
             imitation = Stage(name="imitation", method=registry.method("sft"), until=Budget(updates=self.warm_start))
             method = Stages(stages=(imitation, Stage(name="training", method=method)))
@@ -89,13 +91,13 @@ def train(
         if name not in known:
             raise registry.unknown("setting", name, sorted(known))
     named = [value if isinstance(value, str) else "" for value in (method, problem, policy)]
-    chosen = Settings(
-        method=named[0], problem=named[1], policy=named[2], budget=str(budget), seed=seed, **settings
-    )
+    chosen = Settings(method=named[0], problem=named[1], policy=named[2], budget=str(budget), seed=seed, **settings)
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
     method = registry.method(method) if isinstance(method, str) else method
-    problem = registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
+    problem = (
+        registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
+    )
     if isinstance(policy, str):
         policy = registry.policy(policy, problem, seed=seed, dtype=chosen.dtype, device=chosen.device, lora=chosen.lora)
     folder = _folder(chosen, out)
@@ -265,15 +267,17 @@ def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, 
     results: dict[str, float] = problem.evaluate(act_for(policy, problem, rng), rng)
     if hasattr(policy, "extend"):
         results["greedy/accuracy"] = float(held_out(policy, problem, rng, 1, greedy=True).mean())
-        correct = held_out(policy, problem, rng, max(pass_at), greedy=False) >= 1.0 if pass_at else None
-        for k in pass_at:
-            results[f"pass@{k}"] = pass_at_k(correct, k)
+        if pass_at:
+            correct = held_out(policy, problem, rng, max(pass_at), greedy=False) >= 1.0
+            results |= {f"pass@{k}": pass_at_k(correct, k) for k in pass_at}
     elif pass_at:
         raise ValueError("pass@k needs a language policy")
     return results
 
 
-def sample(folder: str | Path, prompts: Sequence[str], *, samples: int = 1, greedy: bool = False, seed: int = 0) -> list[list[str]]:
+def sample(
+    folder: str | Path, prompts: Sequence[str], *, samples: int = 1, greedy: bool = False, seed: int = 0
+) -> list[list[str]]:
     """What the trained policy answers to your prompts."""
     policy, problem = load_run(Path(folder))
     rng = generator(seed, "sample", 0, policy.device)

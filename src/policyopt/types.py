@@ -22,7 +22,11 @@ Prompt: TypeAlias = str | Sequence[Message]
 Scores: TypeAlias = dict[str, Tensor]
 
 
-class Rollouts(TensorClass["nocast"]):
+ABSENT: Any = None
+"""The default of optional columns. Parts name the columns that they need, and learners check that somebody gives them."""
+
+
+class Rollouts(TensorClass, nocast=True):
     """Experience, batch size [N]: a row is one response, or T consecutive steps of one environment.
 
     A step is one DECISION: a token, an action, a point of a simplex. Rows are stored padded on the right, once.
@@ -52,36 +56,36 @@ class Rollouts(TensorClass["nocast"]):
 
     actions: Tensor
     mask: Tensor
-    behaviour_logp: Tensor | None = None
-    rewards: Tensor | None = None
-    discount: Tensor | None = None
-    terminated: Tensor | None = None
-    truncated: Tensor | None = None
-    group: Tensor | None = None
-    prompt_id: Tensor | None = None
+    behaviour_logp: Tensor = ABSENT
+    rewards: Tensor = ABSENT
+    discount: Tensor = ABSENT
+    terminated: Tensor = ABSENT
+    truncated: Tensor = ABSENT
+    group: Tensor = ABSENT
+    prompt_id: Tensor = ABSENT
     scores: Any = None
-    segment: Tensor | None = None
-    legal: Tensor | None = None
-    weight: Tensor | None = None
-    share: Tensor | None = None
-    observations: Tensor | None = None
-    next_observations: Tensor | None = None
-    old_logp: Tensor | None = None
-    value: Tensor | None = None
-    next_value: Tensor | None = None
-    returns: Tensor | None = None
-    ref_logp: Tensor | None = None
-    entropy: Tensor | None = None
-    advantage: Tensor | None = None
-    prompt: Tensor | None = None
-    prompt_length: Tensor | None = None
-    length: Tensor | None = None
+    segment: Tensor = ABSENT
+    legal: Tensor = ABSENT
+    weight: Tensor = ABSENT
+    share: Tensor = ABSENT
+    observations: Tensor = ABSENT
+    next_observations: Tensor = ABSENT
+    old_logp: Tensor = ABSENT
+    value: Tensor = ABSENT
+    next_value: Tensor = ABSENT
+    returns: Tensor = ABSENT
+    ref_logp: Tensor = ABSENT
+    entropy: Tensor = ABSENT
+    advantage: Tensor = ABSENT
+    prompt: Tensor = ABSENT
+    prompt_length: Tensor = ABSENT
+    length: Tensor = ABSENT
 
     def __len__(self) -> int:
         return int(self.batch_size[0])
 
 
-class Preferences(TensorClass["nocast"]):
+class Preferences(TensorClass, nocast=True):
     """Lists of K ≥ 2 responses to one prompt, batch size [N]; pairs are K = 2 with the chosen response first.
 
     responses [N, K, T], length [N, K], scores [N, K] (higher is better), prompt [N, P], prompt_length [N], prompt_id [N];
@@ -93,12 +97,12 @@ class Preferences(TensorClass["nocast"]):
     responses: Tensor
     length: Tensor
     scores: Tensor
-    prompt_id: Tensor | None = None
-    ref_logp: Tensor | None = None
-    weight: Tensor | None = None
+    prompt_id: Tensor = ABSENT
+    ref_logp: Tensor = ABSENT
+    weight: Tensor = ABSENT
 
 
-class Transitions(TensorClass["nocast"]):
+class Transitions(TensorClass, nocast=True):
     """Replay and offline data, batch size [N]: observation [N, S], action [N, A], reward [N] or [N, K], next_observation,
     terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]."""
 
@@ -107,13 +111,13 @@ class Transitions(TensorClass["nocast"]):
     reward: Tensor
     next_observation: Tensor
     terminated: Tensor
-    cost: Tensor | None = None
-    weight: Tensor | None = None
-    behaviour_logp: Tensor | None = None
+    cost: Tensor = ABSENT
+    weight: Tensor = ABSENT
+    behaviour_logp: Tensor = ABSENT
 
 
-class Outputs(TensorClass["nocast"]):
-    """What a policy says of a batch, with gradient: logp, entropy, value [N, T]; distribution, action where control needs them."""
+class Outputs(TensorClass, nocast=True):
+    """What a policy says of a batch, with gradient: logp, entropy, value [N, T]; distribution, action in control."""
 
     logp: Tensor | None = None
     entropy: Tensor | None = None
@@ -179,13 +183,11 @@ class Budget:
 
     def share(self, spent: Mapping[str, float]) -> float:
         """The largest share of any limit that is spent, 1 or more when the budget is used up."""
-        return max(
-            spent.get(unit, 0.0) / getattr(self, unit) for unit in self.UNITS if getattr(self, unit) is not None
-        )
+        return max(spent.get(unit, 0.0) / getattr(self, unit) for unit in self.UNITS if getattr(self, unit) is not None)
 
 
 def generator(seed: int, stream: str, step: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
-    """A fresh generator for one use, derived from (seed, stream, step) alone: nothing to save, nothing to skip on resume."""
+    """A fresh generator for one use, a function of (seed, stream, step): nothing to save, nothing to skip on resume."""
     words = np.random.SeedSequence([seed, step, *stream.encode()]).generate_state(2, np.uint32)
     made = torch.Generator(device=device)
     made.manual_seed(int(words[0]) << 31 ^ int(words[1]))
@@ -227,7 +229,12 @@ class Clock:
         return {"seed": self.seed, "step": self.step, "spent": dict(self.spent), "share": self.share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seed, self.step, self.spent, self.share = state["seed"], state["step"], dict(state["spent"]), state["share"]
+        self.seed, self.step, self.spent, self.share = (
+            state["seed"],
+            state["step"],
+            dict(state["spent"]),
+            state["share"],
+        )
 
 
 @runtime_checkable

@@ -56,7 +56,7 @@ def variance(a: float, b: float, alpha: float, beta: float) -> float:
 
     def integrand(p: float) -> float:
         density = float(beta_density(torch.tensor(p, dtype=torch.float64), alpha, beta))
-        return p ** a * (1 - p) ** b / beta_function(a, b) / density**2
+        return p**a * (1 - p) ** b / beta_function(a, b) / density**2
 
     return float(quad(integrand, 0, 1, epsabs=1e-9, limit=200)[0])
 

@@ -132,7 +132,11 @@ def test_defaults_and_names():
     assert registry.method("cot2") == registry.method("cot2:mts")
     assert registry.method("cot2:mts_paper").rule != registry.method("cot2").rule
     assert registry.method("cot2").rule.tokens == 3
-    assert registry.method("cot2").objective.stabilization.low == registry.method("cot2").objective.stabilization.high == 0.1
+    assert (
+        registry.method("cot2").objective.stabilization.low
+        == registry.method("cot2").objective.stabilization.high
+        == 0.1
+    )
 
 
 def test_bad_input():
@@ -141,8 +145,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="set thoughts=3"):
         replace(cot2.csft(), thoughts=2).learner(PROBLEM, policy(), seed=0).step()
     characters = character_tokenizer()
+    other = LanguagePolicy(tiny_model(0, len(characters), width=16, heads=2), characters)
     with pytest.raises(ValueError, match="not one token"):
-        other = LanguagePolicy(tiny_model(0, len(characters), width=16, heads=2), characters)
         cot2.csft().learner(PROBLEM, other, seed=0).step()
     with pytest.raises(ValueError, match="give one"):
         cot2.method().learner(PROBLEM, seed=0)

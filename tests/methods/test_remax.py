@@ -73,7 +73,8 @@ def moments(p: float, first: float, second: float, baseline: float) -> tuple[flo
 
 
 @pytest.mark.parametrize(
-    ("p", "plain", "greedy", "mean"), [(0.6, 0.4704, 0.0864, 0.24), (0.8, 0.2304, 0.1024, 0.16), (0.9, 0.1089, 0.0729, 0.09)]
+    ("p", "plain", "greedy", "mean"),
+    [(0.6, 0.4704, 0.0864, 0.24), (0.8, 0.2304, 0.1024, 0.16), (0.9, 0.1089, 0.0729, 0.09)],
 )
 def test_bandit_variances(p: float, plain: float, greedy: float, mean: float) -> None:
     assert moments(p, 2.0, 1.0, 0.0) == pytest.approx((mean, plain), abs=1e-9)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from policyopt.models.engines import PaddedEngine, SharedPrefixEngine
 from policyopt.models.head import token_logp
@@ -37,7 +45,7 @@ def rollouts(prompts: list[Tensor], samples: int, actions: Tensor, length: Tenso
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def batch(policy: LanguagePolicy) -> Rollouts:
     """Ragged prompts and responses, a response of one token among them, in shuffled order."""
     prompts = policy.encode(["3+4*2=", "1+1=", "9*9*9*9-1="])
@@ -171,7 +179,13 @@ def test_end_equal_to_pad_counts(policy: LanguagePolicy) -> None:
     torch.testing.assert_close(logp[0], naive_logp(policy, prompts[0], torch.tensor([20, end])), atol=2e-6, rtol=1e-5)
 
 
-SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ from policyopt.models.thoughts import (
 from policyopt.models.tiny import character_tokenizer, tiny_model
 from policyopt.types import Rollouts, generator
 
-RULES = [Expected(), MultiToken(), MultiToken(tokens=1), GeometricMultiToken(tokens=2), Dirichlet(), Dirichlet(scale=5.0)]
+RULES = [
+    Expected(),
+    MultiToken(),
+    MultiToken(tokens=1),
+    GeometricMultiToken(tokens=2),
+    Dirichlet(),
+    Dirichlet(scale=5.0),
+]
 
 
 def policy(temperature=1.0):
@@ -153,9 +160,7 @@ def test_what_is_recorded_while_sampling_is_what_is_evaluated(rule, temperature)
     own.engine = PaddedEngine(own.core)
     torch.testing.assert_close(own.evaluate(batch).logp, found.logp, atol=1e-4, rtol=1e-4)
     _, again = sample(own)
-    torch.testing.assert_close(
-        own.evaluate(rollouts(prompts, again)).logp, again.old_logp, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(own.evaluate(rollouts(prompts, again)).logp, again.old_logp, atol=1e-4, rtol=1e-4)
 
 
 def test_behaviour_is_the_density_that_was_sampled():

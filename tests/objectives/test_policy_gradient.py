@@ -33,7 +33,7 @@ from policyopt.types import Outputs, Rollouts, generator
 N, T, V = 6, 5, 7
 
 
-@pytest.fixture()
+@pytest.fixture
 def data() -> SimpleNamespace:
     """Logits, actions, ragged masks, behaviour log-probabilities that differ from the current ones, advantages."""
     rng = generator(3, "unified")
@@ -144,7 +144,9 @@ def test_ppo_with_generalized_advantages(data: SimpleNamespace) -> None:
                 delta = (data.reward[n] if final else value[n, k + 1]) - value[n, k]
                 by_hand[n, t] += 0.9 ** (k - t) * delta
     torch.testing.assert_close(advantage[data.mask], by_hand[data.mask])
-    check(data, PolicyGradient(stabilization=RatioClip()), advantage, token_mean(data, clipped(data, by_hand, 0.2, 0.2)))
+    check(
+        data, PolicyGradient(stabilization=RatioClip()), advantage, token_mean(data, clipped(data, by_hand, 0.2, 0.2))
+    )
 
 
 def test_dual_clip(data: SimpleNamespace) -> None:
@@ -237,7 +239,9 @@ def coefficient(objective: PolicyGradient, advantage: float) -> float:
         batch_size=[1],
     )
     logp = logits.log_softmax(-1)[:1].view(1, 1)
-    (gradient,) = torch.autograd.grad(objective(Outputs(logp=logp, batch_size=[1]), objective.prepare(batch)).value, logits)
+    (gradient,) = torch.autograd.grad(
+        objective(Outputs(logp=logp, batch_size=[1]), objective.prepare(batch)).value, logits
+    )
     ratios = -gradient / torch.tensor([0.5, -0.3, -0.2], dtype=torch.float64)
     torch.testing.assert_close(ratios, ratios[:1].expand(3))
     return float(ratios[0])

@@ -25,7 +25,9 @@ def group_index(group: Tensor) -> tuple[Tensor, Tensor]:
 def several(size: Tensor, what: str) -> None:
     """Raise ValueError where a group has a single row; size [U]."""
     if int(size.min()) < 2:
-        raise ValueError(f"{what} needs at least 2 samples a prompt, but a group has only one: set samples to 2 or more")
+        raise ValueError(
+            f"{what} needs at least 2 samples a prompt, but a group has only one: set samples to 2 or more"
+        )
 
 
 def group_mean(reward: Tensor, group: Tensor) -> Tensor:

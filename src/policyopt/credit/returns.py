@@ -75,7 +75,6 @@ class GeneralizedAdvantage(Credit):
     whiten: bool = True
 
     def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
-        assert batch.value is not None and batch.terminated is not None and batch.truncated is not None
         continues = ~(batch.terminated | batch.truncated)
         advantage = generalized_advantage(
             batch.rewards, batch.value, batch.next_value, batch.discount, continues, self.lam
@@ -117,6 +116,5 @@ class ReferencePenalty(Credit):
     coefficient: float = 0.05
 
     def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
-        assert batch.behaviour_logp is not None and batch.ref_logp is not None
         penalty = (batch.behaviour_logp - batch.ref_logp) * batch.mask
         return batch.replace(rewards=batch.rewards - self.coefficient * penalty)

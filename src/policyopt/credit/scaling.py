@@ -13,9 +13,7 @@ from policyopt.credit.groups import Credit
 from policyopt.types import Rollouts
 
 
-def merge_moments(
-    count: Tensor, mean: Tensor, squares: Tensor, batch: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def merge_moments(count: Tensor, mean: Tensor, squares: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean [S] and summed squared deviations [S] with the rows of ``batch`` [B, S] added; float64, exact
     (Chan, Golub and LeVeque's formula)."""
     batch = batch.double()
@@ -70,7 +68,6 @@ class RewardScaling(Credit):
 
     def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
         assert isinstance(memory, ReturnMoments) and batch.rewards is not None
-        assert batch.terminated is not None and batch.truncated is not None and batch.discount is not None
         ended = batch.terminated | batch.truncated
         scale = memory.deviation(batch.rewards, batch.discount, ended) + self.epsilon
         kept = scale.expand(len(batch), *scale.shape).clone()
@@ -97,7 +94,9 @@ class SingleSteps(Credit):
                 per_row = name in ("group", "prompt_id")
                 columns[name] = column.repeat_interleave(steps) if per_row else column.flatten(0, 1)[:, None]
         if batch.scores is not None:
-            split = {k: v.flatten(0, 1) if v.dim() > 2 else v.repeat_interleave(steps, 0) for k, v in batch.scores.items()}
+            split = {
+                k: v.flatten(0, 1) if v.dim() > 2 else v.repeat_interleave(steps, 0) for k, v in batch.scores.items()
+            }
             columns["scores"] = TensorDict(split, [rows * steps])
         return Rollouts(**columns, batch_size=[rows * steps])
 

@@ -36,7 +36,9 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iter
     return x
 
 
-def dual_variables(q: float, r: np.ndarray, s: np.ndarray, slack: np.ndarray, radius: float) -> tuple[float, np.ndarray]:
+def dual_variables(
+    q: float, r: np.ndarray, s: np.ndarray, slack: np.ndarray, radius: float
+) -> tuple[float, np.ndarray]:
     """(λ, ν [M]) of: maximise g·x subject to slack + B x ≥ 0 and ½ x·H x ≤ radius, where q = g·H⁻¹g, r = B H⁻¹g [M] and
     s = B H⁻¹Bᵀ [M, M]. Then x = H⁻¹(g + Bᵀν) / λ.
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from policyopt.credit.groups import Credit
 from policyopt.learners.annotators import Annotator
 from policyopt.learners.critic import Critic
-from policyopt.learners.update import Adam, Optimizer
-from policyopt.objectives.policy_gradient import Objective, PolicyGradient
+from policyopt.learners.update import Adam
 from policyopt.models.mlp import Architecture
+from policyopt.objectives.policy_gradient import Objective, PolicyGradient
 from policyopt.rollouts.collector import Collector
 from policyopt.rollouts.language import Groups
 from policyopt.types import Budget, Clock, Part, Rollouts
@@ -49,9 +49,7 @@ class OnPolicy:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be a positive number of tokens, got {self.micro_batch}")
 
-    def learner(
-        self, problem: Any, policy: Any = None, *, seed: int, budget: Budget | None = None
-    ) -> OnPolicyLearner:
+    def learner(self, problem: Any, policy: Any = None, *, seed: int, budget: Budget | None = None) -> OnPolicyLearner:
         return OnPolicyLearner(self, problem, policy, seed, budget)
 
 

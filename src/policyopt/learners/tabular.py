@@ -23,7 +23,7 @@ Ints: TypeAlias = NDArray[np.int64]
 
 @runtime_checkable
 class EpisodicProblem(Protocol):
-    """What is asked of a finite episodic problem: its sizes, episodes, and a baseline [H, S, A] with its exact value."""
+    """What is asked of a finite episodic problem: sizes, episodes, and a baseline [H, S, A] with its exact value."""
 
     @property
     def name(self) -> str: ...

@@ -1,39 +1,39 @@
 """C-MORL: a Pareto front from a few policies, each pushed along single objectives under constraints (arXiv 2410.02236).
 
-Stage 1 trains one policy for each preference ω of a coarse grid, with PPO on the advantage ω·A of a vector critic. Stage 2
-repeats: take the least crowded policies of the front; from a copy of each, and for each objective l, a few updates of
+Stage 1 trains one policy for each preference ω of a coarse grid, with PPO on the advantage ω·A of a vector critic.
+Stage 2 repeats: take the least crowded policies of the front; from a copy of each, and for each objective l, a few
+updates of
     maximise G_l   subject to   G_j ≥ β G_j(start) for all j ≠ l,
 by the interior-point loss  -(1/t) Σ_j log(G_j - β G_j(start))  beside PPO's, or by CPO. Every policy on the way is
 evaluated and joins the archive where nothing dominates it. For a preference ω the policy with the best ω·G acts.
 
-Chosen where the paper is silent: G_j in the constraint is what episodes of the batch returned, plus the first-order gain
-H · mean((clipped ratio - 1) · A_j) with H steps an episode (a row of the batch is one at least), so that the barrier has the
-gradient of G_j; the published code multiplies the ratio with the batch's MEAN return, whose gradient is zero in expectation.
-G_j(start) is measured on the first batch and kept, as in the paper; ``drifting`` takes each batch's own mean as in the code.
-Negative returns: the bound is G - (1 - β) |G|, which is βG for positive ones. Where every vector of the front has been selected
-once, the record of selections is cleared.
+Chosen where the paper is silent: G_j in the constraint is what episodes of the batch returned, plus the first-order
+gain H · mean((clipped ratio - 1) · A_j) with H steps an episode (a row of the batch is one at least), so that the
+barrier has the gradient of G_j; the published code multiplies the ratio with the batch's MEAN return, whose gradient is
+zero in expectation. G_j(start) is measured on the first batch and kept, as in the paper; ``drifting`` takes each
+batch's own mean as in the code. Negative returns: the bound is G - (1 - β) |G|, which is βG for positive ones. Where
+every vector of the front has been selected once, the record of selections is cleared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policyopt.credit.groups import Credit
-from policyopt.credit.returns import generalized_advantage, whitened
-from policyopt.credit.scaling import RewardScaling, SingleSteps, with_scores
+from policyopt.credit.scaling import RewardScaling, SingleSteps
+from policyopt.credit.weighted import ConstrainedAdvantage, WeightedAdvantage
 from policyopt.learners.constrained import ConstrainedOnPolicy
 from policyopt.learners.critic import Critic
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam, Linear, Schedule
 from policyopt.models.archive import Archive, Candidate
 from policyopt.models.control import MLP
+from policyopt.objectives.barrier import Barrier
 from policyopt.objectives.pareto import (
     Front,
     crowding_distance,
@@ -42,122 +42,13 @@ from policyopt.objectives.pareto import (
     simplex_grid,
     sparsity,
 )
-from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip, log_ratio
+from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip
 from policyopt.problems.control.environments import episode_returns
 from policyopt.rollouts.vector import Vector
-from policyopt.types import Budget, Clock, Loss, Outputs, Part, Rollouts, generator
+from policyopt.types import Budget, Clock, Part, generator
 
 FAMILY = "control"
 VARIANTS = ("cpo",)
-
-# -- advantages and constraints
-
-
-def relaxed(returns: Tensor, beta: float) -> Tensor:
-    """The bound β G for positive returns G [K], and below G for negative ones too: G - (1 - β) |G|."""
-    return returns - (1.0 - beta) * returns.abs()
-
-
-def log_barrier(ratio: Tensor, gain: Tensor, margin: Tensor, t: float, floor: float = 1e-3) -> Tensor:
-    """-(1/t) Σ_j log(max(margin_j + mean((ratio - 1) gain_j), floor)), the interior-point penalty.
-
-    ratio [B] (clipped), gain [B, J], margin [J] = G_j - bound_j of the policy that collected. With gain_j = G_j this is the
-    margin of ratio · G_j. Below ``floor`` there is no gradient: a constraint that is broken is not mended.
-    """
-    slack = margin + ((ratio - 1.0)[:, None] * gain).mean(0)
-    return -slack.clamp(min=floor).log().sum() / t
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedAdvantage(Credit):
-    """Advantage ω·A, standardized over the batch, from a vector critic's values; ``returns`` [N, T, K] are its targets.
-
-    Rewards may have been scaled (``scores["reward_scale"]``): weights refer to the original ones.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("rewards", "value", "next_value", "discount", "terminated", "truncated")
-    gives: ClassVar[tuple[str, ...]] = ("advantage", "returns")
-    weights: tuple[float, ...] = ()
-    lam: float = 0.95
-
-    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
-        batch, vector = self.vector(batch)
-        weights = torch.tensor(self.weights, dtype=vector.dtype, device=vector.device)
-        return batch.replace(advantage=whitened(vector @ weights, batch.mask))
-
-    def vector(self, batch: Rollouts) -> tuple[Rollouts, Tensor]:
-        """The batch with ``returns``, and advantages [N, T, K] on the scale of the original rewards."""
-        rewards, value = batch.rewards, batch.value
-        assert rewards is not None and value is not None and batch.terminated is not None
-        if rewards.dim() != 3 or rewards.shape[2] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights need rewards [N, T, {len(self.weights)}], got {rewards.shape}")
-        discount, continues = (
-            column[..., None].expand_as(rewards) for column in (batch.discount, ~(batch.terminated | batch.truncated))
-        )
-        advantage = generalized_advantage(rewards, value, batch.next_value, discount, continues, self.lam)
-        return batch.replace(returns=advantage + value), advantage * _scale(batch)[:, None]
-
-
-class FirstReturns:
-    """The returns [K] of the first batch."""
-
-    def __init__(self) -> None:
-        self.returns: Tensor | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"returns": self.returns}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.returns = state["returns"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConstrainedAdvantage(WeightedAdvantage):
-    """Advantage of one objective (the weight that is 1); ``scores["gain"]`` [N, T, K-1] and ``scores["margin"]``
-    [N, K-1] of the others, which are to keep ``beta`` of what they returned in the first batch (``drifting``: in this)."""
-
-    gives: ClassVar[tuple[str, ...]] = ("advantage", "returns", "scores")
-    beta: float = 0.9
-    drifting: bool = False
-
-    def memory(self) -> FirstReturns:
-        return FirstReturns()
-
-    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
-        assert isinstance(memory, FirstReturns) and batch.terminated is not None and batch.truncated is not None
-        made, others = super().__call__(batch, memory), [w == 0.0 for w in self.weights]
-        advantage = self.vector(batch)[1][..., others]
-        episodes = max(int((batch.terminated | batch.truncated).sum()), len(batch))
-        returns = (batch.rewards * _scale(batch)[:, None]).sum((0, 1))[others] / episodes
-        memory.returns = returns if memory.returns is None or self.drifting else memory.returns
-        margin = returns - relaxed(memory.returns, self.beta)
-        gain = advantage * (batch.mask.numel() / episodes)
-        return with_scores(made, gain=gain, margin=margin.expand(len(batch), -1).clone())
-
-
-def _scale(batch: Rollouts) -> Tensor:
-    """[N, K]: what rewards were divided by."""
-    assert batch.rewards is not None
-    scaled = batch.scores is not None and "reward_scale" in batch.scores.keys()  # noqa: SIM118 (a TensorDict)
-    scale: Tensor = batch.scores["reward_scale"] if scaled else torch.ones_like(batch.rewards[:, 0])
-    return scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class Barrier(PolicyGradient):
-    """PPO's loss and the log barrier of the other objectives, on whole minibatches of single steps."""
-
-    t: float = 20.0
-    clip: float = 0.2
-
-    def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
-        assert outputs.logp is not None and batch.share is not None
-        if float(batch.share[..., 1].sum()) < 1.0 - 1e-3:
-            raise ValueError("the barrier needs a whole minibatch at once: set micro_batch to the minibatch or more")
-        loss = super().__call__(outputs, batch)
-        ratio = log_ratio(outputs.logp, batch).exp().clamp(1.0 - self.clip, 1.0 + self.clip)[:, 0]
-        barrier = log_barrier(ratio, batch.scores["gain"], batch.scores["margin"][0], self.t)
-        return Loss(loss.value + barrier, {**loss.metrics, "loss/barrier": barrier.detach()})
 
 
 # -- the parts that are the paper's
@@ -280,18 +171,149 @@ class CMORLLearner:
 
     def __init__(self, method: CMORL, problem: Any, objectives: int, seed: int, budget: Budget) -> None:
         self.method, self.problem, self.objectives, self.budget = method, problem, objectives, budget
-        self.clock, self.policy = Clock(seed=seed), Archive(objectives, method.capacity, method.reference)
-        self.grid = simplex_grid(objectives, method.spacing)
-        self.members = [self._member(i) for i in range(len(self.grid))]
-        self.blank = self.members[0].policy.frozen_copy()
-        self.chosen: list[Front] = []  # vectors that were selected, in this order
-        self.queue: list[tuple[Candidate, int]] = []  # what stage 2 has still to do in this round; first the live one
-        self.rounds, self.live = 0, None
+        self.clock = Clock(seed=seed)
+        self.members = [self._member(i, w) for i, w in enumerate(simplex_grid(objectives, method.spacing))]
+        self.policy = Archive(self.members[0].policy.frozen_copy(), objectives, method.capacity, method.reference)
+        self.test = np.random.default_rng(0).dirichlet(np.ones(objectives), 200)
+        self.selected: list[Front] = []  # the vectors that were selected in former rounds
+        self.queue: list[tuple[Candidate, int]] = []  # (start, objective) that this round has still to extend
+        self.live: OnPolicyLearner | None = None  # extends the first of them
 
-    def _member(self, i: int) -> OnPolicyLearner:
-        base, weights = self.method.base, tuple(map(float, self.grid[i]))
-        credit = tuple(replace(p, weights=weights) if isinstance(p, WeightedAdvantage) else p for p in base.credit)
+    def _member(self, i: int, weights: Front) -> OnPolicyLearner:
+        given, base = tuple(map(float, weights)), self.method.base
+        credit = tuple(replace(p, weights=given) if isinstance(p, WeightedAdvantage) else p for p in base.credit)
         return replace(base, credit=credit).learner(self.problem, seed=self._seed("member", i))
 
     def _seed(self, what: str, number: int) -> int:
         return int(torch.randint(2**31, (), generator=generator(self.clock.seed, what, number)))
+
+    def step(self) -> dict[str, Tensor | float]:
+        first = self.clock.share < self.method.initial_share
+        metrics = self._initialize() if first else self._extend()
+        metrics |= self._measures()
+        self.clock.advance(metrics, self.budget)
+        return metrics
+
+    def _initialize(self) -> dict[str, Tensor | float]:
+        """Stage 1: the policies take turns."""
+        member = self.members[self.clock.step % len(self.members)]
+        member.clock.share = self.clock.share / self.method.initial_share
+        metrics = member.step()
+        evaluated = member.clock.step % self.method.evaluate_every == 0
+        return {**metrics, "stage": 1.0, "evaluation/env_steps": self._consider(member) if evaluated else 0.0}
+
+    def _extend(self) -> dict[str, Tensor | float]:
+        """Stage 2: the next update of the first entry of the queue, which is filled anew when it is empty."""
+        spent = sum(self._consider(member) for member in self.members)
+        self.members = []
+        if self.live is None:
+            self.queue = self.queue or self._select()
+            self.live = self._extension(self.queue[0][1])
+            _restore(self.live, self.queue[0][0].state)
+        metrics = self.live.step()
+        spent += self._consider(self.live)
+        if self.live.clock.step == self.method.updates:
+            self.live, self.queue = None, self.queue[1:]
+        return {**metrics, "stage": 2.0, "evaluation/env_steps": spent}
+
+    def _extension(self, objective: int) -> OnPolicyLearner:
+        weights = tuple(float(i == objective) for i in range(self.objectives))
+        method = self.method.extension.apply(self.method.base, weights)
+        return method.learner(self.problem, seed=self._seed("extension", self.clock.step))
+
+    def _select(self) -> list[tuple[Candidate, int]]:
+        """The next starts: those that the selection puts first among those that were never selected."""
+        front = self.policy.front
+        if not len(front):
+            raise ValueError(f"no policy of stage 1 exceeds the reference point {self.method.reference}: lower it")
+        order = self.method.selection(front, self.clock.generator("selection"))
+        fresh = [i for i in order if not any(np.array_equal(front[i], former) for former in self.selected)]
+        if not fresh:
+            self.selected, fresh = [], order
+        picked = fresh[: self.method.selected]
+        self.selected += [front[i] for i in picked]
+        return [(self.policy.candidates[i], objective) for i in picked for objective in range(self.objectives)]
+
+    def _consider(self, learner: OnPolicyLearner) -> float:
+        """Evaluates the policy and offers it to the archive; returns the environment steps that this took.
+
+        All are evaluated from the same start states.
+        """
+        environment = self.problem.make(self.method.episodes, self._seed("evaluation", 0))
+        rng = generator(self.clock.seed, "evaluation")
+        returns, length = episode_returns(environment, learner.policy.act, rng, gamma=self.method.evaluation_gamma)
+        self.policy.insert(returns.mean(0), learner.policy, lambda: _snapshot(learner))
+        return float(length.sum())
+
+    def _measures(self) -> dict[str, float]:
+        front, reference = self.policy.front, self.method.reference
+        if not len(front):
+            return {"front/size": 0.0}
+        volume = {} if reference is None else {"front/hypervolume": hypervolume(front, reference)}
+        utility = expected_utility(front, self.test)
+        return {
+            "front/size": len(front),
+            "front/expected_utility": utility,
+            "front/sparsity": sparsity(front),
+            **volume,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "clock": self.clock.state_dict(),
+            "archive": self.policy.state_dict(),
+            "members": [member.state_dict() for member in self.members],
+            "selected": [torch.from_numpy(vector) for vector in self.selected],
+            "queue": [{**start.state_dict(), "objective": objective} for start, objective in self.queue],
+            "live": None if self.live is None else self.live.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock.load_state_dict(state["clock"])
+        self.policy.load_state_dict(state["archive"])
+        self.members = self.members[: len(state["members"])]
+        for member, saved in zip(self.members, state["members"], strict=True):
+            member.load_state_dict(saved)
+        self.selected = [vector.numpy().copy() for vector in state["selected"]]
+        self.queue = [(self.policy.candidate(saved), saved["objective"]) for saved in state["queue"]]
+        self.live = None
+        if state["live"] is not None:
+            self.live = self._extension(self.queue[0][1])
+            self.live.load_state_dict(state["live"])
+
+
+def _snapshot(learner: OnPolicyLearner) -> dict[str, Any]:
+    """What a copy needs to go on training from here, in environments of its own."""
+    state = learner.state_dict()
+    scalings = [f"credit.{i}" for i, part in enumerate(learner.method.credit) if isinstance(part, RewardScaling)]
+    moments = {path: state["memories"][path] for path in scalings}
+    fresh = {path: {**m, "running": torch.zeros_like(m["running"])} for path, m in moments.items()}
+    return deepcopy(
+        {"policy": state["policy"], "optimizer": state["optimizer"], "critic": state["critic"], "memories": fresh}
+    )
+
+
+def _restore(learner: OnPolicyLearner, snapshot: dict[str, Any]) -> None:
+    own, taken = learner.state_dict(), deepcopy(snapshot)
+    learner.load_state_dict({**own, **taken, "memories": {**own["memories"], **taken["memories"]}})
+
+
+def method() -> CMORL:
+    """The published settings for two objectives; for more: a wider ``spacing`` (0.5 for three) and ``selected=6``."""
+    adam = Adam(learning_rate=3e-4, schedule=Linear(), gradient_clip=0.5, epsilon=1e-5)
+    base = OnPolicy(
+        policy=MLP(hidden=(64, 64), standardize=True),
+        collector=Vector(environments=8, steps=512, gamma=0.995),
+        critic=Critic(optimizer=adam, clip=0.2),
+        credit=(RewardScaling(), WeightedAdvantage(lam=0.95), SingleSteps()),
+        objective=PolicyGradient(stabilization=RatioClip(low=0.2, high=0.2)),
+        optimizer=adam,
+        epochs=10,
+        minibatches=32,
+    )
+    return CMORL(base=base)
+
+
+def cpo() -> CMORL:
+    """Extension by constrained policy optimization."""
+    return replace(method(), extension=TrustRegion())

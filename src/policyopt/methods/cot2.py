@@ -8,9 +8,9 @@ embeddings that α_t, or a random point around it, stands for. Two stages:
     mts_paper     GRPO; K tokens drawn from α_t, and the K-th root of their likelihood in the ratio, as in its text
     dirichlet     GRPO; a thought is a point drawn from Dirichlet(α_t)
 
-Both clip the ratio at 1 ± 0.1 step by step, a thought being one step, without a KL penalty. Advantages are GRPO's here as
-elsewhere: the code's deviation divides by G instead of G - 1. The answer is sampled in training; evaluation draws thoughts
-and takes the likeliest answer. Of the two ways to imitate, teacher forcing is built: thoughts are fed as demonstrated.
+All three clip the ratio at 1 ± 0.1 step by step, a thought being one step, without a KL penalty. Advantages are those of
+``grpo``: the paper's code divides the variance by G instead of G - 1. The answer is sampled in training; evaluation draws
+thoughts and takes the likeliest answer. Imitation forces its teacher: thoughts are fed as demonstrated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from policyopt.learners.update import Adam
 from policyopt.methods import grpo
 from policyopt.models.language import LanguagePolicy, padded
 from policyopt.models.thoughts import ContinuousThoughts, Dirichlet, Expected, GeometricMultiToken, MultiToken, Thought
-from policyopt.objectives.policy_gradient import Aggregation, Objective, PolicyGradient, RatioClip, SequenceMean, SequenceSum
+from policyopt.objectives.policy_gradient import (
+    Aggregation,
+    Objective,
+    PolicyGradient,
+    RatioClip,
+    SequenceMean,
+    SequenceSum,
+)
 from policyopt.rollouts.collector import Collected, Collector
 from policyopt.rollouts.language import Groups, prompt_ids
 from policyopt.types import Budget, Clock, Loss, Outputs, Rollouts
@@ -60,8 +67,8 @@ class SoftDemonstrations(Collector):
         shares = problem.soft_demonstrations(ids, self.traces)
         if len(shares[0]) != policy.thoughts + 1:
             raise ValueError(
-                f"{problem.name} demonstrates {len(shares[0])} steps, but the policy takes {policy.thoughts} thoughts and "
-                f"a token: set thoughts={len(shares[0]) - 1}"
+                f"{problem.name} demonstrates {len(shares[0])} steps, but the policy takes {policy.thoughts} thoughts "
+                f"and a token: set thoughts={len(shares[0]) - 1}"
             )
         actions = soft_actions(policy, shares)
         prompt, prompt_length = padded(policy.encode(problem.prompts(ids)))
@@ -110,7 +117,6 @@ class SoftImitation(Objective):
         return batch.replace(share=torch.stack([share, share], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
-        assert batch.share is not None
         value = (batch.share[..., 0] * soft_divergence(batch.actions, outputs.distribution)).sum()
         return Loss(value, {"loss/imitation": value.detach()})
 

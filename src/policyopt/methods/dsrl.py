@@ -3,7 +3,7 @@
 With a deterministic sampler the policy is a map a = base(s, w) from noise to actions. It stays as it is, and w becomes
 the action of soft actor-critic: w = b w', where w' ∈ [−1, 1]^A is the actor's. ``sac`` learns values of noise,
 Q(s, w'), as if the base were part of the environment. The default, DSRL-NA, knows that much noise leads to the same
-action: values of ACTIONS are learned, from data of any origin, and distilled into values of noise, which the actor climbs:
+action: values of ACTIONS are learned, from data of any origin, and distilled into values of noise for the actor:
 
     y = r + γ (1 − d) (min_j Q̄_j(s', base(s', b w')) − α log π(w' | s')),   w' ~ π
     noise critic, head by head: ½ Σ_j (Q^W_j(s, w / b) − Q_j(s, base(s, w)))²,   w ~ N(0, I) and not clipped

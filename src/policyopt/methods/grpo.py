@@ -65,7 +65,11 @@ def cispo() -> OnPolicy:
 
 
 def kl() -> OnPolicy:
-    penalized = replace(method().objective, regularizers=(ReferenceK3(coefficient=0.04),))
+    penalized = PolicyGradient(
+        stabilization=RatioClip(low=0.2, high=0.2),
+        aggregation=SequenceMean(),
+        regularizers=(ReferenceK3(coefficient=0.04),),
+    )
     return replace(_with(penalized), annotators=(Reference(),))
 
 

@@ -22,20 +22,27 @@ class Candidate:
     policy: Any
     state: dict[str, Any]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"returns": torch.from_numpy(self.returns), "policy": self.policy.state_dict(), "training": self.state}
+
 
 class Archive:
     """Candidates none of which dominates another, at most ``capacity`` of them: the least crowded ones.
 
-    A vector that does not exceed the reference point [K] in every objective is not taken (None: all are).
+    A vector that does not exceed the reference point [K] in every objective is not taken (None: all are). ``start``: the
+    policy that acts as long as there is no candidate.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, objectives: int, capacity: int, reference: tuple[float, ...] | None = None) -> None:
+    def __init__(self, start: Any, objectives: int, capacity: int, reference: tuple[float, ...] | None = None) -> None:
         if reference is not None and len(reference) != objectives:
             raise ValueError(f"the reference point needs {objectives} numbers, got {reference}")
-        self.objectives, self.capacity, self.reference = objectives, capacity, reference
+        self.start, self.objectives, self.capacity, self.reference = start, objectives, capacity, reference
         self.candidates: list[Candidate] = []
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.start.device
+        return found
 
     @property
     def front(self) -> Front:
@@ -62,11 +69,11 @@ class Archive:
 
         ``memory`` holds the preferences [N, K]; None draws them uniformly from the simplex.
         """
-        if not self.candidates:
-            raise ValueError("the archive is empty: no policy has exceeded the reference point yet")
         if memory is None:
             drawn = torch.rand(len(observation), self.objectives, generator=rng, device=rng.device).cpu()
-            memory = -drawn.log() / -drawn.log().sum(1, keepdim=True)
+            memory = drawn.log() / drawn.log().sum(1, keepdim=True)
+        if not self.candidates:
+            return *self.start.act(observation, None, rng, greedy)[:2], memory
         chosen = (memory.double() @ torch.from_numpy(self.front).T).argmax(1)
         parts = {}
         for i in chosen.unique().tolist():
@@ -79,15 +86,14 @@ class Archive:
         return joined.pop("actions"), joined, memory
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "returns": torch.from_numpy(self.front),
-            "states": [{"policy": c.policy.state_dict(), "training": c.state} for c in self.candidates],
-        }
+        return {"start": self.start.state_dict(), "candidates": [c.state_dict() for c in self.candidates]}
 
-    def load_state_dict(self, state: dict[str, Any], blank: Any) -> None:
-        """``blank``: a policy of the candidates' kind, whose weights do not matter."""
-        self.candidates = []
-        for returns, saved in zip(state["returns"].numpy(), state["states"], strict=True):
-            policy = blank.frozen_copy()
-            policy.load_state_dict(saved["policy"])
-            self.candidates.append(Candidate(returns.copy(), policy, deepcopy(saved["training"])))
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start.load_state_dict(state["start"])
+        self.candidates = [self.candidate(saved) for saved in state["candidates"]]
+
+    def candidate(self, state: dict[str, Any]) -> Candidate:
+        """The candidate whose ``state_dict`` this is."""
+        policy = self.start.frozen_copy()
+        policy.load_state_dict(state["policy"])
+        return Candidate(state["returns"].cpu().numpy().copy(), policy, deepcopy(state["training"]))

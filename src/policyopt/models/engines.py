@@ -116,9 +116,7 @@ class PaddedEngine:
         tokens = pad_sequence(list(prefixes), batch_first=True, padding_side="left")
         mask = _inside(length, tokens.shape[1]).flip(1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model.base_model(
-            **_fed(tokens), attention_mask=mask.long(), position_ids=positions, use_cache=True
-        )
+        out = self.model.base_model(**_fed(tokens), attention_mask=mask.long(), position_ids=positions, use_cache=True)
         return out.last_hidden_state[:, -1], (out.past_key_values, mask, length)
 
     def decoder(self, memory: Any, samples: int, capacity: int) -> PaddedDecoder:
@@ -127,7 +125,10 @@ class PaddedEngine:
     def states(
         self, prompts: Sequence[Tensor], parent: Tensor, actions: Tensor, length: Tensor, mask: Tensor
     ) -> Tensor:
-        rows = [torch.cat([prompts[int(p)], a[: max(int(n) - 1, 0)]]) for p, a, n in zip(parent, actions, length, strict=True)]
+        rows = [
+            torch.cat([prompts[int(p)], a[: max(int(n) - 1, 0)]])
+            for p, a, n in zip(parent, actions, length, strict=True)
+        ]
         tokens = pad_sequence(rows, batch_first=True)
         filled = _inside(torch.tensor([len(r) for r in rows], device=actions.device), tokens.shape[1])
         out = self.model.base_model(**_fed(tokens), attention_mask=filled.long(), use_cache=False)

@@ -155,7 +155,9 @@ class LanguagePolicy:
         config = self.core.config.get_text_config()
         if getattr(config, "final_logit_softcapping", None):
             raise ValueError(f"{type(self.core).__name__} caps its logits (final_logit_softcapping): not supported")
-        self.logit_scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1))
+        self.logit_scale = float(
+            getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1)
+        )
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
         self.model.eval()
         self._stops: dict[tuple[str, ...], Tensor] = {}
@@ -176,7 +178,8 @@ class LanguagePolicy:
         except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
             reason = str(error)
         warnings.warn(
-            f"{type(self.core).__name__}: prefixes can't be shared ({reason}); using the slower padded path", stacklevel=3
+            f"{type(self.core).__name__}: prefixes can't be shared ({reason}); using the slower padded path",
+            stacklevel=3,
         )
         return PaddedEngine(self.core)
 
@@ -364,12 +367,13 @@ class LanguagePolicy:
 
     def states(self, batch: Rollouts, mask: Tensor) -> Tensor:
         """Hidden states [number of True in mask, d] before the actions where ``mask`` [N, T] is True."""
-        assert batch.prompt is not None and batch.prompt_length is not None and batch.length is not None
         if batch.group is None:
             first = parent = torch.arange(len(batch), device=mask.device)
         else:
             groups, parent = batch.group.unique(return_inverse=True)
-            first = torch.empty_like(groups).scatter_(0, parent.flip(0), torch.arange(len(batch) - 1, -1, -1, device=mask.device))
+            first = torch.empty_like(groups).scatter_(
+                0, parent.flip(0), torch.arange(len(batch) - 1, -1, -1, device=mask.device)
+            )
         prompts = [row[:n] for row, n in zip(batch.prompt[first], batch.prompt_length[first].tolist(), strict=True)]
         return self.engine.states(self._fed(prompts), parent, self.inputs(batch.actions), batch.length, mask)
 
@@ -396,7 +400,6 @@ class LanguagePolicy:
 
     def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
         """Row indices of pieces with at most ``tokens`` tokens (one row at least); rows of a group stay side by side."""
-        assert batch.prompt_length is not None and batch.length is not None
         order = torch.arange(len(batch)) if batch.group is None else batch.group.argsort(stable=True).cpu()
         group = order if batch.group is None else batch.group.cpu()[order]
         own, prompt = batch.length.cpu()[order].tolist(), batch.prompt_length.cpu()[order].tolist()

@@ -62,7 +62,9 @@ class Standardization(nn.Module):
 class Perceptron(nn.Module):
     """A network on observations […, S], standardized where ``standardization`` is there; evaluated in pieces of rows."""
 
-    def __init__(self, sizes: Sequence[int], gain: float, rng: torch.Generator, standardization: Standardization | None):
+    def __init__(
+        self, sizes: Sequence[int], gain: float, rng: torch.Generator, standardization: Standardization | None
+    ):
         super().__init__()
         self.network, self.standardization = mlp(sizes, gain, rng), standardization
 
@@ -125,7 +127,6 @@ class PerceptronPolicy(Perceptron):
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("logp",)) -> Outputs:
         """logp (and entropy where wanted) [N, T], with gradient."""
-        assert batch.observations is not None
         logp, entropy = self.logp_entropy(self(batch.observations), batch.actions)
         return Outputs(logp=logp, entropy=entropy if "entropy" in want else None, batch_size=batch.batch_size)
 

@@ -1,8 +1,8 @@
-"""Continuous thoughts: the first steps of a response are points of the vocabulary's simplex, not tokens (arXiv 2505.23648).
+"""Continuous thoughts: the first steps of a response are points of the vocabulary's simplex (arXiv 2505.23648).
 
-Such a step is ONE decision. What a thought is, how it is drawn and how likely it is, says a ``Thought``; what the model is
-fed next is the mixture of embeddings that it stands for. Collectors, credit, objectives and learners see an action with one
-axis more, ``[N, T, K]`` token ids or ``[N, T, V]`` shares, and are none the wiser.
+Such a step is ONE decision. What a thought is, how it is drawn and how likely it is, says a ``Thought``; the model is fed
+the mixture of embeddings that it stands for. Collectors, credit, objectives and learners see an action with one axis more,
+``[N, T, K]`` token ids or ``[N, T, V]`` shares, and are none the wiser.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def multi_token_logp(logp: Tensor, tokens: Tensor) -> Tensor:
 
 
 def dirichlet_logp(point: Tensor, concentration: Tensor) -> Tensor:
-    """Log-density of Dirichlet(concentration) at ``point``, both [n, V]; entries where the point is zero are no part of it.
+    """Log-density of Dirichlet(concentration) at ``point``, both [n, V] → [n]; entries of zero are no part of the point.
 
-    log Γ(Σ c) - Σ log Γ(c) + Σ (c - 1) log x over the entries with x > 0 → [n].
+    log Γ(Σ c) - Σ log Γ(c) + Σ (c - 1) log x over the entries with x > 0.
     """
     inside = point > 0
     concentration = concentration.where(inside, 1.0)  # log Γ(1) = 0, and 1 - 1 takes the logarithm of x away
@@ -97,7 +97,7 @@ class MultiToken(Thought):
 
 @dataclass(frozen=True, kw_only=True)
 class GeometricMultiToken(MultiToken):
-    """K tokens from the model's own distribution; the ratio is the K-th root of the product (the paper's text, §4.1)."""
+    """K tokens from the model's own distribution; the ratio is the K-th root of the product (the paper's text)."""
 
     def sampled(self, logits: Tensor) -> Tensor:
         return logits.log_softmax(-1)
@@ -110,9 +110,9 @@ class GeometricMultiToken(MultiToken):
 class Dirichlet(Thought):
     """A point drawn from Dirichlet(``scale`` · α), α the model's distribution.
 
-    Densities explode where an entry is tiny. So only entries with α ≥ ``floor`` take part, the others are zero; α and the
-    point are held at ``floor`` at least and normalized over them. Which entries take part is read off the point, so that
-    numerator and denominator of a ratio have the same.
+    Densities explode where an entry is tiny. So only entries with α ≥ ``floor`` take part, the others are zero; α and
+    the point are held at ``floor`` at least and normalized over them. Which entries take part is read off the point, so
+    that numerator and denominator of a ratio have the same.
     """
 
     scale: float = 1.0
@@ -143,9 +143,9 @@ class Dirichlet(Thought):
 class ContinuousThoughts(LanguagePolicy):
     """``policy``'s model, which takes ``thoughts`` continuous steps before the tokens of its response.
 
-    Actions of thoughts and tokens have one form: token ids [.., K] (a token stands K times) or points [.., V] (a token is a
-    corner). Points may be fed whatever the rule is, so that soft demonstrations can be. The text of a response is that of
-    its tokens; a temperature of sampling is that of its tokens, thoughts are drawn at the policy's.
+    Actions of thoughts and tokens have one form: token ids [.., K] (a token stands K times) or points [.., V] (a token is
+    a corner). Points may be fed whatever the rule is, so that soft demonstrations can be. The text of a response is that
+    of its tokens; a temperature of sampling is that of its tokens, thoughts are drawn at the policy's.
 
     Raises ValueError where the embedding layer does more than look up rows: mixtures would not be of what tokens give.
     """

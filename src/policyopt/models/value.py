@@ -31,13 +31,11 @@ class ValueNetwork(Perceptron):
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
         """Values of the states before each action, with gradient."""
-        assert batch.observations is not None
         return Outputs(value=self.value(batch.observations), batch_size=batch.batch_size)
 
     @torch.no_grad()
     def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
         """(value, next_value) of the states before and after each step; at a cut, of the state in which it was cut."""
-        assert batch.observations is not None and batch.next_observations is not None
         pieces = self.micro_batches(batch, limit)
         before, after = (
             torch.cat([self.value(observations[rows]) for rows in pieces])

@@ -54,7 +54,7 @@ class _ToReference(Regularizer):
     limit: ClassVar[float] = 10.0  # |d| beyond this would overflow exp(d)
 
     def difference(self, outputs: Outputs, batch: Rollouts) -> Tensor:
-        assert outputs.logp is not None and batch.ref_logp is not None
+        assert outputs.logp is not None
         return (batch.ref_logp - outputs.logp).clamp(-self.limit, self.limit)
 
 

@@ -238,7 +238,7 @@ class PolicyGradient(Objective):
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         logp, advantage = outputs.logp, batch.advantage
-        assert logp is not None and advantage is not None and batch.share is not None
+        assert logp is not None
         share, count = batch.share.unbind(-1)
         surrogate, weight = self.denominator.surrogate(logp, batch)
         factor, value = self.stabilization(surrogate, advantage, logp, batch)

@@ -40,7 +40,7 @@ def show_method(console: Console, slug: str, results: Path) -> None:
     if name not in known:
         raise registry.unknown("method", name, list(known))
     module = __import__(f"policyopt.methods.{name.replace('-', '_')}", fromlist=["__doc__"])
-    console.print(module.__doc__.strip(), markup=False, highlight=False)
+    console.print((module.__doc__ or "").strip(), markup=False, highlight=False)
     if known[name].kind == "method":
         table = Table("field", "value", title=slug)
         for path, value in flat(describe(registry.method(slug))):

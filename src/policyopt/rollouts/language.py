@@ -78,7 +78,6 @@ def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sa
 def response_metrics(batch: Rollouts, sampled: Continuations) -> dict[str, Tensor | float]:
     """What every language collector logs; entropy is a mean over sampled tokens."""
     active = batch.mask.sum()
-    assert batch.entropy is not None and batch.length is not None
     metrics: dict[str, Tensor | float] = {
         f"reward/{'mean' if name == 'reward' else name}": value.mean() for name, value in batch.scores.items()
     }

@@ -30,7 +30,9 @@ def flatten(state: Any, path: str = "", tensors: dict[str, Tensor] | None = None
         return [flatten(value, f"{path}/{i}", tensors)[0] for i, value in enumerate(state)], tensors
     if state is None or isinstance(state, (bool, int, float, str)):
         return state, tensors
-    raise TypeError(f"can't save a {type(state).__name__} at {path}: a state holds tensors, numbers, text, lists, dicts")
+    raise TypeError(
+        f"can't save a {type(state).__name__} at {path}: a state holds tensors, numbers, text, lists, dicts"
+    )
 
 
 def restore(rest: Any, tensors: dict[str, Tensor]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, get_type_hints
@@ -53,8 +54,8 @@ def difference(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
 def override(method: Any, path: str, text: str) -> Any:
     """``method`` with the field at ``path`` (``optimizer.learning_rate``, ``credit.0.epsilon``) set to ``text``.
 
-    Values are read as YAML (numbers as Python reads them too); where the field holds a part, ``text`` names another class of its kind, with
-    arguments where wanted: ``RatioClip(low=0.1, high=0.3)``. Raises ValueError with the nearest field or part.
+    Values are read as YAML (numbers as Python reads them too); where the field holds a part, ``text`` names another class
+    of its kind, with arguments where wanted: ``RatioClip(low=0.1)``. Raises ValueError with the nearest field or part.
     """
     head, _, rest = path.partition(".")
     if isinstance(method, tuple):
@@ -80,10 +81,8 @@ def _value(current: Any, text: str, declared: Any) -> Any:
         return _part(current, text)
     value = yaml.safe_load(text)
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, SyntaxError):
             value = ast.literal_eval(value)  # 3e-4, which YAML takes for text
-        except (ValueError, SyntaxError):
-            pass
     number = isinstance(current, float) or (current is None and "float" in str(declared))
     if isinstance(value, int) and not isinstance(value, bool) and number:
         value = float(value)
@@ -115,7 +114,7 @@ def _part(current: Part, text: str) -> Part:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         name = call.func if isinstance(call, ast.Call) else call
-        arguments = {k.arg: ast.literal_eval(k.value) for k in call.keywords} if isinstance(call, ast.Call) else {}
+        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords} if isinstance(call, ast.Call) else {}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read {text!r}: write a part as Name or Name(field=value)") from error
     if not isinstance(name, ast.Name) or name.id not in known:
@@ -124,7 +123,7 @@ def _part(current: Part, text: str) -> Part:
     names = [f.name for f in fields(known[name.id])]
     for argument in arguments:
         if argument not in names:
-            raise ValueError(f"{name.id} has no field {argument!r}{_nearest(str(argument), names)}")
+            raise ValueError(f"{name.id} has no field {argument!r}{_nearest(argument, names)}")
     return known[name.id](**arguments)
 
 

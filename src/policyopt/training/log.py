@@ -37,7 +37,9 @@ class JsonLines:
             with self.path.open("a") as file:
                 file.writelines(self.pending)
         except OSError as error:
-            warnings.warn(f"{self.path} could not be written ({error}); {len(self.pending)} rows are kept", stacklevel=3)
+            warnings.warn(
+                f"{self.path} could not be written ({error}); {len(self.pending)} rows are kept", stacklevel=3
+            )
         else:
             self.pending.clear()
 

@@ -60,7 +60,7 @@ def run(
     seed: int,
     out: Path | None = None,
     resume: bool = False,
-    cadence: Cadence = Cadence(),  # noqa: B008 (frozen)
+    cadence: Cadence = Cadence(),
     trackers: Sequence[Tracker] = (),
     progress: bool = False,
 ) -> Run:
@@ -133,7 +133,7 @@ class _Loop:
     def go(self, bar: Progress) -> None:
         clock = self.learner.clock
         clock.start()
-        task = bar.add_task("training", total=1.0, completed=clock.share, numbers="")
+        task = bar.add_task("training", total=1.0, numbers="")
         if not self.rows:
             self._log(clock.step, self._evaluate())
         interrupt = _Interrupt()

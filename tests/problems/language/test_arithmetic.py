@@ -72,8 +72,8 @@ def test_instances_are_the_same_in_every_problem_and_order(text: str) -> None:
 
 def test_instances_are_fixed_for_good() -> None:
     """A change of these lines changes every recorded result."""
-    assert arithmetic.parse("").prompts(range(3)) == ["2+5+9-4=", "1-2-0-1=", "8-1+8+0="]
-    assert arithmetic.parse("").prompts(range(2), "test") == ["7+4*2*6=", "6*8-8*3="]
+    assert arithmetic.parse("terms=4").prompts(range(3)) == ["2+5+9-4=", "1-2-0-1=", "8-1+8+0="]
+    assert arithmetic.parse("terms=4").prompts(range(2), "test") == ["7+4*2*6=", "6*8-8*3="]
 
 
 def test_held_out_expressions_are_never_trained_on_under_any_seed() -> None:
@@ -233,7 +233,7 @@ def test_parse_reads_options() -> None:
         ("noise=nan", "noise=nan is not possible"),
         ("budget=0", "budget=0 is not possible"),
         ("test_size=0", "train_size and test_size"),
-        ("max_new_tokens=7", "at least 8, the longest demonstration"),
+        ("terms=4,max_new_tokens=7", "at least 8, the longest demonstration"),
         ("calls=0.5", "option 'calls' is not known"),
         ("calculator,calls=2", "calls=2.0 is not possible"),
     ],

@@ -216,7 +216,9 @@ class GymnasiumEnvironments:
             self.past.popleft()
 
     def _check(self, result: Transition, actions: Array) -> None:
-        bad = ~np.isfinite(result.next_observations).all(1) | ~np.isfinite(result.rewards.reshape(len(actions), -1)).all(1)
+        bad = ~np.isfinite(result.next_observations).all(1) | ~np.isfinite(
+            result.rewards.reshape(len(actions), -1)
+        ).all(1)
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
             raise ValueError(
@@ -227,7 +229,11 @@ class GymnasiumEnvironments:
 
     def state_dict(self) -> dict[str, Any]:
         past = torch.from_numpy(np.stack(self.past)) if self.past else None
-        return {"episode": torch.from_numpy(self.episode.copy()), "age": torch.from_numpy(self.age.copy()), "past": past}
+        return {
+            "episode": torch.from_numpy(self.episode.copy()),
+            "age": torch.from_numpy(self.age.copy()),
+            "past": past,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.episode, self.age = state["episode"].numpy().copy(), state["age"].numpy().copy()

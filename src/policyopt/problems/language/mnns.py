@@ -5,8 +5,8 @@ negative (arXiv 2505.23648, §2). A small search problem: the states are the par
     response     S1                          the answer, 2 + 5 + 3 - 9
     with chain   D2 D5 D3 D9 -> S2 S7 S10 S1 the partial sums on the way to it
 
-Instances are all sequences of the digits 1 to 9. Which are held out is decided by the digits without their order, so that
-no held-out instance is a permutation of a training one.
+Instances are all sequences of the digits 1 to 9. Which are held out is decided by the digits without their order, so
+that no held-out instance is a permutation of a training one.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _signs(length: int) -> list[tuple[int, ...]]:
 class MinimumSignedSum(LanguageProblem):
     """Signed sums of ``length`` digits; scores "accuracy": the last word of the response is the answer.
 
-    chain: the demonstrations, and with them the responses that end of themselves, write the partial sums; without it the
-        first sum that is written is the answer.
+    chain: the demonstrations, and responses until they end of themselves, write the partial sums; without it the first
+        sum that is written is the answer.
     split_seed: which digit multisets, one in five, are held out.
     """
 
@@ -179,7 +179,12 @@ def parse(text: str = "") -> MinimumSignedSum:
     Raises:
         ValueError: an unknown option, or a value that cannot be read.
     """
-    readers: dict[str, Callable[[str], Any]] = {"length": int, "chain": _flag, "split_seed": int, "evaluation_size": int}
+    readers: dict[str, Callable[[str], Any]] = {
+        "length": int,
+        "chain": _flag,
+        "split_seed": int,
+        "evaluation_size": int,
+    }
     return MinimumSignedSum(**read_options(text, readers, ",", "mnns"))
 
 

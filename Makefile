@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up .venv by themselves; everything else is in CONTRIBUTING.md.
+# TORCH_INDEX: where to take PyTorch from, for example https://download.pytorch.org/whl/cpu on a Linux machine without a GPU,
+# where the default index would give the much larger CUDA build.
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+RUN = .venv/bin
+
+.PHONY: setup demo test lint tiny claims bench-grpo clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	test -x $(RUN)/python || $(PYTHON) -m venv .venv
+	$(RUN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(RUN)/pip install -q --no-deps -r requirements.lock
+	$(RUN)/pip install -q --no-deps -e .
+	touch $@
+
+demo: setup
+	$(RUN)/policyopt train grpo --problem arithmetic --policy tiny --budget 75-seconds
+
+test: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	$(RUN)/ruff check src tests benchmarks examples scripts
+	$(RUN)/ruff format --check src tests benchmarks examples scripts
+	$(RUN)/mypy
+
+tiny: setup
+	$(RUN)/python scripts/make_tiny.py
+
+claims: setup
+	$(RUN)/policyopt report --claims
+
+bench-grpo: setup
+	$(RUN)/pip install -q -c requirements.lock "trl>=1.0" "accelerate>=1.0"
+	$(RUN)/python benchmarks/grpo_vs_trl.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
