@@ -26,13 +26,13 @@ class Critic(Part):
     clip: float | None = None
 
     def build(self, policy: Any, seed: int) -> LiveCritic:
-        return LiveCritic(self, policy.critic(seed))
+        return LiveCritic(self, policy.critic(seed), getattr(policy, "default_learning_rate", lambda: 1e-3)())
 
 
 class LiveCritic:
-    def __init__(self, settings: Critic, model: Any) -> None:
+    def __init__(self, settings: Critic, model: Any, learning_rate: float) -> None:
         self.settings, self.model = settings, model
-        self.optimizer = settings.optimizer.build(model.parameters())
+        self.optimizer = settings.optimizer.build(model.parameters(), learning_rate)
 
     def annotate(self, batch: Rollouts, limit: int) -> Rollouts:
         """Adds ``value`` and ``next_value`` [N, T]: the critic knows what state follows a step."""

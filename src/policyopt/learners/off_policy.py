@@ -89,7 +89,7 @@ class SoftCritic(Update):
             raise ValueError(f"gamma and polyak are shares, from 0 to 1, got {self.gamma:g} and {self.polyak:g}")
 
     def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
-        sizes = problem.observation_size, problem.action_size
+        sizes = problem.spaces.observation, problem.spaces.action
         target = self.model.build(*sizes, seed).requires_grad_(False)
         return {"critic": self.model.build(*sizes, seed), "target": target}
 
@@ -123,7 +123,7 @@ class SoftPolicy(Update):
     critic: str = "critic"
 
     def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
-        return {"actor": self.model.build(problem.observation_size, problem.action_size, seed)}
+        return {"actor": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         action, logp = soft_actor(agent).sample(batch.observation, rng)
@@ -164,6 +164,7 @@ class Temperature(Update):
             _, logp = actor.sample(batch.observation, rng)
         wanted = -float(actor.action_size) if self.target_entropy is None else self.target_entropy
         temperature = agent["temperature"]
+        assert isinstance(temperature, LogTemperature)
         loss = temperature_loss(temperature.log, logp, wanted)
         return Loss(loss, {"policy/temperature": temperature().detach()})
 
@@ -194,13 +195,13 @@ class ActorPolicy:
 
     @torch.no_grad()
     def act(
-        self, observation: Any, memory: Any, rng: torch.Generator, greedy: bool = False
+        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Actions [N, A] for observations [N, S]."""
-        seen = torch.as_tensor(observation)
-        return self.actor.mode(seen) if greedy else self.actor.sample(seen, rng)[0], {}, memory
+        action = self.actor.mode(observation) if greedy else self.actor.sample(observation, rng)[0]
+        return action, {}, memory
 
-    def warm_up(self, observation: Any, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
         return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
 
 
@@ -248,7 +249,7 @@ class OffPolicy:
 
 
 class OffPolicyLearner:
-    """The live method: agent, optimizers, memory, environments, clock."""
+    """The live method: agent, optimizers, memory, running environments, clock."""
 
     def __init__(self, method: OffPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         self.method, self.problem, self.budget = method, problem, budget
@@ -260,22 +261,19 @@ class OffPolicyLearner:
         self.policy = method.acting.policy(self.agent)
         self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
         self.memory = Replay(method.capacity)
-        self.environments = None
-        if method.collector is None:
+        self.running = None if method.collector is None else method.collector.memory()
+        if self.running is None:
             self.memory.add(problem.transitions())
-        else:
-            self.environments = problem.make(method.collector.environments, seed)
 
     def step(self) -> dict[str, Tensor | float]:
         """Collect once, then all rounds."""
         metrics: dict[str, Tensor | float] = {}
-        collector, learns = self.method.collector, True
-        if collector is not None and self.environments is not None:
-            learns = not collector.warming_up(self.clock)
-            collected = collector(self.policy, self.environments, self.clock)
+        collector = self.method.collector
+        if collector is not None:
+            collected = collector(self.policy, self.problem, self.clock, self.running)
             self.memory.add(collected.batches["transitions"])
             metrics |= collected.metrics
-        if learns:
+        if collector is None or not collector.warming_up(self.clock):
             rng = self.clock.generator("updates")
             for one in self.method.rounds:
                 metrics |= self._round(one, rng)
@@ -306,7 +304,7 @@ class OffPolicyLearner:
             "agent": self.agent.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "memory": self.memory.state_dict(),
-            "environments": None if self.environments is None else self.environments.state_dict(),
+            "running": None if self.running is None else self.running.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -315,5 +313,5 @@ class OffPolicyLearner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.memory.load_state_dict(state["memory"])
-        if self.environments is not None:
-            self.environments.load_state_dict(state["environments"])
+        if self.running is not None:
+            self.running.load_state_dict(state["running"])

@@ -77,6 +77,12 @@ def nested_parts(part: Part) -> Iterator[Part]:
     yield part
 
 
+def default_learning_rate(policy: Any) -> float:
+    """What the policy says suits it, 1e-3 where it says nothing."""
+    suggested = getattr(policy, "default_learning_rate", None)
+    return 1e-3 if suggested is None else float(suggested())
+
+
 class OnPolicyLearner:
     """The live method: policy, critic, optimizers, memories, clock."""
 
@@ -94,7 +100,7 @@ class OnPolicyLearner:
         self.limit = method.micro_batch or policy.default_micro_batch()
         self.models = {f"annotators.{i}": part.build(policy, seed) for i, part in enumerate(method.annotators)}
         self.critic = None if method.critic is None else method.critic.build(policy, seed)
-        self.optimizer = method.optimizer.build(policy.parameters())
+        self.optimizer = method.optimizer.build(policy.parameters(), default_learning_rate(policy))
         parts = {"collector": method.collector, **{f"credit.{i}": part for i, part in enumerate(method.credit)}}
         self.memories = {path: memory for path, part in parts.items() if (memory := part.memory()) is not None}
 

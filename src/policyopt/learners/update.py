@@ -53,9 +53,12 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Part):
-    """AdamW with gradient-norm clipping (None: no clipping)."""
+    """AdamW with gradient-norm clipping (None: no clipping).
 
-    learning_rate: float = 1e-3
+    learning_rate None takes what suits the network (``default_learning_rate`` of a policy, 1e-3 where it has none).
+    """
+
+    learning_rate: float | None = None
     schedule: Schedule = Schedule()
     gradient_clip: float | None = 1.0
     weight_decay: float = 0.0
@@ -63,23 +66,24 @@ class Adam(Part):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
-    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
-        return Optimizer(self, list(parameters))
+    def build(self, parameters: Iterable[Tensor], default: float = 1e-3) -> Optimizer:
+        return Optimizer(self, list(parameters), default)
 
 
 class Optimizer:
     """Live AdamW over ``parameters`` (fused: one kernel over all of them)."""
 
-    def __init__(self, settings: Adam, parameters: list[Tensor]) -> None:
+    def __init__(self, settings: Adam, parameters: list[Tensor], default: float) -> None:
         if not parameters:
             raise ValueError("there is nothing to train: no parameter of the policy requires a gradient")
         self.settings, self.parameters = settings, parameters
+        self.learning_rate = settings.learning_rate or default
         self.adam = torch.optim.AdamW(
             parameters,
-            lr=settings.learning_rate,
+            lr=self.learning_rate,
             betas=settings.betas,
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
@@ -101,7 +105,7 @@ class Optimizer:
         if math.isfinite(limit):
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
         for group in self.adam.param_groups:
-            group["lr"] = self.settings.learning_rate * self.settings.schedule(clock)
+            group["lr"] = self.learning_rate * self.settings.schedule(clock)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm

@@ -69,14 +69,13 @@ class SteeredPolicy:
 
     @torch.no_grad()
     def act(
-        self, observation: Any, memory: Any, rng: torch.Generator, greedy: bool = False
+        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Actions [N, A] for observations [N, S]."""
-        seen = torch.as_tensor(observation)
-        scaled = self.actor.mode(seen) if greedy else self.actor.sample(seen, rng)[0]
-        return self.base(seen, scaled), {"action": scaled} if self.remembers_noise else {}, memory
+        scaled = self.actor.mode(observation) if greedy else self.actor.sample(observation, rng)[0]
+        return self.base(observation, scaled), {"action": scaled} if self.remembers_noise else {}, memory
 
-    def warm_up(self, observation: Any, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
         noise = torch.randn(len(observation), self.actor.action_size, generator=rng)
         if not self.remembers_noise:
             return self.base.base.decode(observation, noise), {}, memory
@@ -132,7 +131,7 @@ class NoiseCritic(Update):
     model: QFunctions = QFunctions()
 
     def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
-        return {"noise_critic": self.model.build(problem.observation_size, problem.action_size, seed)}
+        return {"noise_critic": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         steered, seen = steerable(agent), batch.observation

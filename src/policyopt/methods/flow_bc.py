@@ -29,7 +29,7 @@ class Imitate(Update):
     model: Flow = Flow()
 
     def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
-        return {"flow": self.model.build(problem.observation_size, problem.action_size, seed)}
+        return {"flow": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         flow = agent["flow"]

@@ -16,7 +16,6 @@ from dataclasses import replace
 from policyopt.credit.groups import GroupMean, GroupNormalized
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.learners.update import Adam
 from policyopt.objectives.divergence import ReferenceK3
 from policyopt.objectives.policy_gradient import (
     FixedLength,
@@ -38,7 +37,6 @@ def method() -> OnPolicy:
         collector=Groups(prompts=32, samples=8),
         credit=(GroupNormalized(),),
         objective=PolicyGradient(stabilization=RatioClip(low=0.2, high=0.2), aggregation=SequenceMean()),
-        optimizer=Adam(learning_rate=1e-3),
     )
 
 

@@ -25,10 +25,9 @@ CLIPPED = PolicyGradient(stabilization=RatioClip(low=0.2, high=0.2), aggregation
 def method() -> OnPolicy:
     return OnPolicy(
         collector=Groups(prompts=256, samples=1),
-        critic=Critic(optimizer=Adam(learning_rate=1e-3), clip=0.2),
+        critic=Critic(clip=0.2),
         credit=(RewardAtEnd(gamma=1.0), GeneralizedAdvantage(lam=0.95)),
         objective=CLIPPED,
-        optimizer=Adam(learning_rate=1e-3),
         epochs=2,
         minibatches=4,
     )

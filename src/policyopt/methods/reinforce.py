@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from policyopt.credit.groups import BatchBaseline, Outcome
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.learners.update import Adam
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, SequenceSum
 from policyopt.rollouts.language import Groups
 
@@ -21,7 +20,6 @@ def method() -> OnPolicy:
         collector=Groups(prompts=256, samples=1),
         credit=(Outcome(),),
         objective=PolicyGradient(denominator=Current(), aggregation=SequenceSum()),
-        optimizer=Adam(learning_rate=1e-3),
     )
 
 

@@ -21,7 +21,6 @@ from policyopt.credit.groups import Credit, over_steps
 from policyopt.credit.returns import discounted_returns
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.learners.update import Adam
 from policyopt.models.language import LanguagePolicy
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, TokenMean
 from policyopt.rollouts.collector import Collected
@@ -107,7 +106,6 @@ def method() -> OnPolicy:
         annotators=(Reference(),),
         credit=(OneStep(),),
         objective=PolicyGradient(denominator=Current(), aggregation=TokenMean()),
-        optimizer=Adam(learning_rate=1e-3),
     )
 
 

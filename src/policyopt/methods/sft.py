@@ -6,7 +6,6 @@ the batch's tokens of -log π.
 
 from policyopt.credit.groups import Constant
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.learners.update import Adam
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, TokenMean
 from policyopt.rollouts.language import Demonstrations
 
@@ -18,5 +17,4 @@ def method() -> OnPolicy:
         collector=Demonstrations(prompts=64),
         credit=(Constant(),),
         objective=PolicyGradient(denominator=Current(), aggregation=TokenMean()),
-        optimizer=Adam(learning_rate=1e-3),
     )

@@ -59,13 +59,12 @@ class FlowPolicy(nn.Module):
         return euler(self.field, observation, noise, self.steps).clamp(-1.0, 1.0)
 
     def act(
-        self, observation: Any, memory: Any, rng: torch.Generator, greedy: bool = False
+        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Actions [N, A] from standard Gaussian noise, from its mean where ``greedy``."""
-        seen = torch.as_tensor(observation)
-        shape = (len(seen), self.action_size)
+        shape = (len(observation), self.action_size)
         noise = torch.zeros(shape) if greedy else torch.randn(shape, generator=rng)
-        return self.decode(seen, noise), {}, memory
+        return self.decode(observation, noise), {}, memory
 
     def imitation_error(self, observation: Tensor, action: Tensor, rng: torch.Generator) -> Tensor:
         """The flow matching error [N] of actions [N, A] at one random time and noise each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,7 @@ from policyopt.types import Outputs, Part, Rollouts, generator
 def mlp(sizes: Sequence[int], gain: float, rng: torch.Generator) -> nn.Sequential:
     """Linear layers with tanh between them; orthogonal weights (gain √2, the last one ``gain``), zero biases."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
         nn.init.orthogonal_(layer.weight, gain if last else 2**0.5, generator=rng)
@@ -32,6 +33,12 @@ class Standardization(nn.Module):
     What is in use changes at ``refresh`` alone, not with every observation: between collecting and the last update the
     policy has to be one function, or importance ratios would not begin at one.
     """
+
+    shift: Tensor
+    scale: Tensor
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
 
     def __init__(self, size: int, limit: float = 10.0) -> None:
         super().__init__()

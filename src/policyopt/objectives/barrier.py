@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,12 +23,15 @@ def log_barrier(ratio: Tensor, gain: Tensor, margin: Tensor, t: float, floor: fl
 
 @dataclass(frozen=True, kw_only=True)
 class Barrier(PolicyGradient):
-    """PPO's loss and the log barrier of the other objectives, on whole minibatches of single steps."""
+    """PPO's loss and the log barrier of constraints: ``scores["gain"]`` and ``scores["margin"]`` [N, J] of single steps
+    (the margin is the same in all rows), on whole minibatches."""
 
+    needs: ClassVar[tuple[str, ...]] = ("advantage", "scores")
     t: float = 20.0
     clip: float = 0.2
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
+        assert outputs.logp is not None and batch.share is not None
         if float(batch.share[..., 1].sum()) < 1.0 - 1e-3:
             raise ValueError("the barrier needs a whole minibatch at once: set micro_batch to the minibatch or more")
         loss = super().__call__(outputs, batch)

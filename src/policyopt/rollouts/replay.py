@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from policyopt.rollouts.collector import Collected
-from policyopt.types import Clock, Part, Transitions
+from policyopt.problems.control.environments import VectorEnvironment
+from policyopt.rollouts.collector import Collected, Collector
+from policyopt.rollouts.vector import Running
+from policyopt.types import Clock, Transitions
 
 COLUMNS = ("observation", "action", "reward", "next_observation", "terminated", "cost", "weight", "behaviour_logp")
 
@@ -53,7 +54,8 @@ class Replay:
         if not self.added:
             raise ValueError("nothing has been added to the replay memory yet")
         index = torch.randint(len(self), (count,), generator=rng)
-        return Transitions(**{name: column[index] for name, column in self.columns.items()}, batch_size=[count])
+        drawn: dict[str, Any] = {name: column[index] for name, column in self.columns.items()}
+        return Transitions(**drawn, batch_size=[count])
 
     def state_dict(self) -> dict[str, Any]:
         return {"added": self.added, "columns": {k: column[: len(self)].clone() for k, column in self.columns.items()}}
@@ -65,18 +67,8 @@ class Replay:
             self.columns[name][: len(self)] = column
 
 
-class Environments(Protocol):
-    """N environments side by side. ``step`` answers with what was reached, and new episodes begin by themselves."""
-
-    observations: NDArray[Any]
-
-    def step(self, actions: Any) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Interaction(Part):
+class Interaction(Collector):
     """``steps`` steps of ``environments`` environments side by side, as transitions.
 
     Until ``warm_up`` environment steps are spent, the policy's ``warm_up`` acts in the place of its ``act``. What
@@ -89,32 +81,31 @@ class Interaction(Part):
 
     def __post_init__(self) -> None:
         if min(self.environments, self.steps) < 1 or self.warm_up < 0:
-            raise ValueError(
-                "environments and steps must be positive and warm_up not negative, got "
-                f"{self.environments}, {self.steps} and {self.warm_up}"
-            )
+            raise ValueError(f"environments and steps must be positive and warm_up not negative, got {self}")
+
+    def memory(self) -> Running:
+        return Running()
 
     def warming_up(self, clock: Clock) -> bool:
         return clock.spent.get("env_steps", 0.0) < self.warm_up
 
-    def __call__(self, policy: Any, environments: Environments, clock: Clock) -> Collected:
-        rng = clock.generator("interaction")
+    def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
+        environment, rng = memory.start(problem, self.environments, clock.seed), clock.generator("interaction")
         act = policy.warm_up if self.warming_up(clock) else policy.act
-        found = [self._step(act, environments, rng) for _ in range(self.steps)]
-        batch = torch.cat(found) if self.steps > 1 else found[0]
+        steps: list[Any] = [self._step(act, environment, rng) for _ in range(self.steps)]
+        batch: Any = torch.cat(steps)
         cost = float(self.steps * self.environments)
         return Collected({"transitions": batch}, {"reward/mean": batch.reward.mean(), "cost/env_steps": cost})
 
-    def _step(self, act: Any, environments: Environments, rng: torch.Generator) -> Transitions:
-        before = torch.as_tensor(environments.observations)
-        with torch.no_grad():
-            action, columns, _ = act(before, None, rng)
-        step = environments.step(action)
-        seen = {
-            "observation": before,
+    def _step(self, act: Any, environment: VectorEnvironment, rng: torch.Generator) -> Transitions:
+        observation = torch.from_numpy(environment.observations)
+        action, columns, _ = act(observation, None, rng)
+        result = environment.step(action.numpy())
+        seen: dict[str, Any] = {
+            "observation": observation,
             "action": action,
-            "reward": torch.as_tensor(step.rewards),
-            "next_observation": torch.as_tensor(step.next_observations),
-            "terminated": torch.as_tensor(step.terminated),
+            "reward": torch.from_numpy(result.rewards),
+            "next_observation": torch.from_numpy(result.next_observations),
+            "terminated": torch.from_numpy(result.terminated),
         }
-        return Transitions(**{**seen, **columns}, batch_size=[len(before)])
+        return Transitions(**{**seen, **columns}, batch_size=[len(observation)])

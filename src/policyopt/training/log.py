@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,10 +35,13 @@ class JsonLines:
         self.close()
 
     def close(self) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a") as file:
                 file.writelines(self.pending)
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # a full disk may have taken half a row
             warnings.warn(
                 f"{self.path} could not be written ({error}); {len(self.pending)} rows are kept", stacklevel=3
             )

@@ -7,20 +7,19 @@ the goal. Without demonstrations the goal is as good as never found: chance alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from policyopt.problems.control.environments import Act, Array, Control, Spaces, Transition
 from policyopt.types import Transitions
 
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
-Act: TypeAlias = Callable[[NDArray[np.float32], Any, torch.Generator, bool], tuple[ArrayLike, Any, Any]]
 
 WALL = 0.5
 GAPS = np.array([[0.75, 0.85], [0.15, 0.25]])
@@ -28,15 +27,6 @@ START, SPREAD = np.array([0.1, 0.5]), 0.02
 GOAL, RADIUS = np.array([0.9, 0.8]), 0.07
 STRIDE = 0.05
 HORIZON = 50
-
-
-class Step(NamedTuple):
-    """What N environments answer: next_observations [N, S] are those reached, before a new episode began anywhere."""
-
-    next_observations: NDArray[np.float32]
-    rewards: NDArray[np.float32]
-    terminated: Flags
-    truncated: Flags
 
 
 def move(position: Floats, action: Floats) -> Floats:
@@ -51,44 +41,38 @@ def move(position: Floats, action: Floats) -> Floats:
     return target
 
 
-def observe(position: Floats) -> NDArray[np.float32]:
+def observe(position: Floats) -> Array:
     """Positions [N, 2] in the unit square → observations in [-1, 1]."""
     return (2.0 * position - 1.0).astype(np.float32)
 
 
-class PointMasses:
-    """N point masses side by side; a finished episode makes room for a new one within the same step.
+class TwoGapEnvironments:
+    """n point masses side by side; ``observations`` [n, 2] are positions in [−1, 1]².
 
-    ``observations`` [N, 2] are what to act on. Starts are drawn from (seed, number of draws so far), so that the state
-    is a few numbers.
+    Starts are drawn from (seed, number of draws so far), so that the state is a few numbers.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        if count < 1:
-            raise ValueError(f"there must be at least one environment, got {count}")
+    def __init__(self, n: int, seed: int) -> None:
         self.seed, self.draws = seed, 0
-        self.position = self._starts(count)
-        self.elapsed = np.zeros(count, np.int64)
+        self.position = self._starts(n)
+        self.elapsed = np.zeros(n, np.int64)
+        self.observations = observe(self.position)
 
-    @property
-    def observations(self) -> NDArray[np.float32]:
-        return observe(self.position)
-
-    def step(self, actions: ArrayLike) -> Step:
-        """Actions [N, 2] in [-1, 1]; raises ValueError for another shape or a NaN."""
-        action = np.asarray(actions, dtype=np.float64)
-        if action.shape != self.position.shape or np.isnan(action).any():
-            raise ValueError(f"expected actions of shape {self.position.shape} without NaN, got {action.shape}")
-        reached = move(self.position, action)
+    def step(self, actions: Array) -> Transition:
+        """Actions [n, 2]; raises ValueError for another shape or a number that isn't finite."""
+        if actions.shape != self.position.shape or not np.isfinite(actions).all():
+            raise ValueError(f"two-gap: expected finite actions of shape {self.position.shape}, got {actions.shape}")
+        reached = move(self.position, actions.astype(np.float64))
         self.elapsed += 1
         terminated = ((reached - GOAL) ** 2).sum(1) <= RADIUS**2
         truncated = ~terminated & (self.elapsed >= HORIZON)
         self._begin(reached, terminated | truncated)
-        return Step(observe(reached), terminated.astype(np.float32) - 1.0, terminated, truncated)
+        return Transition(observe(reached), terminated.astype(np.float32) - 1.0, terminated, truncated)
 
     def _begin(self, reached: Floats, done: Flags) -> None:
         self.position = np.where(done[:, None], self._starts(len(done)), reached) if done.any() else reached
         self.elapsed[done] = 0
+        self.observations = observe(self.position)
 
     def _starts(self, count: int) -> Floats:
         self.draws += 1
@@ -106,6 +90,7 @@ class PointMasses:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed, self.draws = state["seed"], state["draws"]
         self.position, self.elapsed = state["position"].numpy().copy(), state["elapsed"].numpy().copy()
+        self.observations = observe(self.position)
 
 
 def scripted_action(position: Floats, height: Floats) -> Floats:
@@ -116,7 +101,7 @@ def scripted_action(position: Floats, height: Floats) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoGap:
+class TwoGap(Control):
     """The problem, with scripted demonstrations as its data.
 
     Of ``demonstrated`` episodes the share ``good`` takes the upper gap to the goal; the rest takes the lower one and
@@ -125,33 +110,31 @@ class TwoGap:
     settings.
     """
 
-    name: str = "two-gap"
+    episodes: int = 100
     good: float = 0.5
     demonstrated: int = 200
     noise: float = 0.1
-    evaluation_size: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.good <= 1.0:
             raise ValueError(f"good is the share of demonstrations that reach the goal, from 0 to 1, got {self.good}")
-        if self.demonstrated < 1 or self.evaluation_size < 1 or self.noise < 0.0:
+        if self.demonstrated < 1 or self.episodes < 1 or self.noise < 0.0:
             raise ValueError(
-                "demonstrated and evaluation_size must be positive and noise not negative, got "
-                f"{self.demonstrated}, {self.evaluation_size} and {self.noise}"
+                "demonstrated and episodes must be positive and noise not negative, got "
+                f"{self.demonstrated}, {self.episodes} and {self.noise}"
             )
 
     @property
-    def observation_size(self) -> int:
-        return 2
+    def name(self) -> str:
+        return "two-gap"
 
     @property
-    def action_size(self) -> int:
-        return 2
+    def spaces(self) -> Spaces:
+        return Spaces(observation=2, action=2, discrete=False)
 
-    def make(self, count: int, seed: int) -> PointMasses:
-        """``count`` environments that run side by side."""
-        return PointMasses(count, seed)
+    def make(self, n: int, seed: int) -> TwoGapEnvironments:
+        return TwoGapEnvironments(n, seed)
 
     def transitions(self) -> Transitions:
         """The demonstrations, episode steps in the order of time, all episodes side by side."""
@@ -171,13 +154,13 @@ class TwoGap:
         return Transitions(*stacked, batch_size=[len(stacked[0])])
 
     def evaluate(self, act: Act, rng: torch.Generator) -> dict[str, float]:
-        """Mean return and share of successes of ``evaluation_size`` episodes, actions sampled."""
-        environments = self.make(self.evaluation_size, int(torch.randint(2**31, (), generator=rng)))
-        alive = np.ones(self.evaluation_size, bool)
-        reached, returns, memory = ~alive, np.zeros(self.evaluation_size), None
+        """Mean return and share of successes of ``episodes`` episodes, actions sampled."""
+        environments = self.make(self.episodes, int(torch.randint(2**31, (), generator=rng, device=rng.device)))
+        alive = np.ones(self.episodes, bool)
+        reached, returns, memory = ~alive, np.zeros(self.episodes), None
         for _ in range(HORIZON):
-            action, _, memory = act(environments.observations, memory, rng, False)
-            step = environments.step(action)
+            action, _, memory = act(torch.from_numpy(environments.observations), memory, rng, False)
+            step = environments.step(action.cpu().numpy())
             returns += alive * step.rewards
             reached |= alive & step.terminated
             alive = alive & ~(step.terminated | step.truncated)
@@ -186,7 +169,7 @@ class TwoGap:
 
 def parse(text: str = "") -> TwoGap:
     """``"good=0.25,seed=1"``, the fields of ``TwoGap`` → the problem."""
-    kinds = {field.name: type(field.default) for field in fields(TwoGap) if field.name != "name"}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(TwoGap)}
     options: dict[str, Any] = {}
     for piece in filter(None, text.split(",")):
         name, _, value = piece.partition("=")

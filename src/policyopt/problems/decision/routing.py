@@ -96,13 +96,11 @@ class PartialTour(TensorClass["nocast"]):  # type: ignore[type-arg, name-defined
         Raises ValueError where the node was visited before.
         """
         check_unvisited(self.path, action)
-        following = PartialTour(
-            nodes=self.nodes, path=torch.cat([self.path, action[:, None]], 1), batch_size=self.batch_size
-        )
+        path = torch.cat([self.path, action[:, None]], 1)
         length = distance(self.nodes, self.path[:, -1], action)
-        if following.path.shape[1] == self.nodes.shape[1]:
-            length = length + distance(self.nodes, action, self.path[:, 0])
-        return following, -length
+        if path.shape[1] == self.nodes.shape[1]:
+            length = length + distance(self.nodes, action, path[:, 0])
+        return self.replace(path=path), -length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,7 @@ class TSP(Construction):
         shift = torch.randint(count, (batch, 1), generator=rng)
         direction = torch.randint(2, (batch, 1), generator=rng) * 2 - 1
         nodes = rows(start.nodes, rows(tour, (shift + direction * torch.arange(count)) % count))
-        varied = PartialTour(nodes=reflected(nodes, rng), path=start.path, batch_size=[batch])
-        return varied, torch.arange(1, count - 1).expand(batch, count - 2)
+        return start.replace(nodes=reflected(nodes, rng)), torch.arange(1, count - 1).expand(batch, count - 2)
 
 
 def _tour(nodes: Any) -> list[int]:
