@@ -1,8 +1,9 @@
 """GRPO steps of policyopt and of TRL's GRPOTrainer, side by side: seconds a step, tokens a second, peak memory.
 
 Same on both sides: weights (one saved folder), prompts in the same order, groups, reward function, learning rate,
-AdamW, clipping, loss (sequence mean, clip 0.2), dtype, threads, one update a batch, no reference. Nobody has an end token
-or a stop text: every response is as long as allowed. TRL samples with `transformers` (no vLLM), in two settings:
+AdamW, clipping, loss (sequence mean, clip 0.2), dtype, threads, one update a batch, no reference. Nobody has an end
+token or a stop text, so every response is as long as allowed. TRL samples with `transformers`, without vLLM, and has
+two settings:
 
     TRL           the whole batch in one forward
     TRL, pieces   one prompt's group at a time, gradients accumulated: what it offers against a high peak
@@ -81,20 +82,14 @@ Arms: TypeAlias = dict[str, list[Measured]]
 
 @dataclass(frozen=True)
 class Endless:
-    """A problem whose responses end at the length limit alone."""
+    """A problem whose responses end at the length limit alone; all else is the problem's own."""
 
     problem: Any
     max_new_tokens: int
     stop: tuple[str, ...] = ()
 
-    def size(self, split: str) -> int:
-        return int(self.problem.size(split))
-
-    def prompts(self, ids: Sequence[int]) -> Any:
-        return self.problem.prompts(ids)
-
-    def score(self, ids: Sequence[int], responses: Sequence[str]) -> Any:
-        return self.problem.score(ids, responses)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.problem, name)
 
 
 def problem(setting: Setting) -> Endless:

@@ -52,19 +52,24 @@ class Settings:
 
     def build(self) -> tuple[Any, Any, Any]:
         """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
-        method = registry.method(self.method)
-        for path, text in self.overrides.items():
-            method = override(method, path, str(text))
-        if self.micro_batch is not None:
-            method = replace(method, micro_batch=self.micro_batch)
+        method = self.configured()
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
         policy = registry.policy(
             self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora
         )
+        return method, problem, policy
+
+    def configured(self) -> Any:
+        """The method with its overrides, behind a warm start where there is one."""
+        method = registry.method(self.method)
+        for path, text in self.overrides.items():
+            method = override(method, path, str(text))
+        if self.micro_batch is not None:
+            method = override(method, "micro_batch", str(self.micro_batch))
         if self.warm_start:
             imitation = Stage(name="imitation", method=registry.method("sft"), until=Budget(updates=self.warm_start))
             method = Stages(stages=(imitation, Stage(name="training", method=method)))
-        return method, problem, policy
+        return method
 
 
 def train(
@@ -118,7 +123,7 @@ def train_from(
         settings = replace(settings, threads=torch.get_num_threads())
     torch.set_num_threads(settings.threads or 1)
     method, problem, policy = settings.build()
-    if settings.micro_batch is None and hasattr(policy, "default_micro_batch"):
+    if settings.micro_batch is None and hasattr(policy, "default_micro_batch") and hasattr(method, "micro_batch"):
         settings = replace(settings, micro_batch=policy.default_micro_batch())
     if not resume:
         _write_config(settings, method, folder)
@@ -186,8 +191,11 @@ def read_config(path: Path) -> Settings:
     file = path / "config.yaml" if path.is_dir() else path
     if not file.exists():
         raise ValueError(f"there is no {file}; a run folder holds a config.yaml")
-    record = yaml.safe_load(file.read_text())
-    if not isinstance(record, dict) or "settings" not in record:
+    try:
+        record = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise ValueError(f"{file} is not a run's configuration: it has no `settings`")
     if not record.get("repeatable", True):
         raise ValueError(f"{file} was written by a script with objects of its own: run that script again to repeat it")
@@ -196,25 +204,27 @@ def read_config(path: Path) -> Settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             raise ValueError(f"{file}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for name in ("method", "problem"):
+        if name not in record["settings"]:
+            raise ValueError(f"{file}: the setting {name!r} is missing")
     settings = Settings(**record["settings"])
     _check_unchanged(settings, record.get("resolved"), file)
     return settings
 
 
 def _check_unchanged(settings: Settings, resolved: Any, file: Path) -> None:
-    method = registry.method(settings.method)
-    for path, text in settings.overrides.items():
-        method = override(method, path, str(text))
-    if resolved is None or settings.warm_start:
-        return
-    then, now = dict(flat(resolved)), dict(flat(describe(method)))
-    then["micro_batch"] = now["micro_batch"] = None
-    if then != now:
+    then, now = (_comparable(tree) for tree in (resolved, describe(settings.configured())))
+    if resolved is not None and then != now:
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         raise ValueError(
             f"{file} was written by policyopt with other defaults: {changed[0]} was {then.get(changed[0])!r} and is "
             f"{now.get(changed[0])!r}; set it with overrides, or use the version that wrote the file"
         )
+
+
+def _comparable(resolved: Any) -> dict[str, Any]:
+    """The leaves that decide a result; the micro-batch does not, and is resolved after the method was written down."""
+    return {path: value for path, value in flat(resolved) if not path.endswith("micro_batch")}
 
 
 def compare(
@@ -252,8 +262,10 @@ def load_run(folder: Path, best: bool = False) -> tuple[Any, Any]:
     settings = read_config(folder)
     method, problem, policy = settings.build()
     learner = method.learner(problem, policy, seed=settings.seed, budget=Budget.parse(settings.budget))
-    checkpoints = Checkpoints(folder / "checkpoints")
-    state = load(folder / "checkpoints" / "best") if best else checkpoints.latest()
+    checkpoints = folder / "checkpoints"
+    if best and not (checkpoints / "best").exists():
+        raise ValueError(f"{folder} has no best checkpoint: no evaluation was better than the one before training")
+    state = load(checkpoints / "best") if best else Checkpoints(checkpoints).latest()
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet")
     learner.load_state_dict(to_device(state["learner"], getattr(policy, "device", "cpu")))

@@ -101,3 +101,10 @@ def test_interaction_warms_up_and_then_acts():
         assert torch.equal(batch.observation[3:], batch.next_observation[:3])
         assert collected.metrics["cost/env_steps"] == 6.0
         clock.advance(collected.metrics, None)
+
+
+def test_returns_of_the_episodes_that_ended():
+    collector, clock = Interaction(environments=2, steps=49, warm_up=0), Clock(seed=1)
+    running = collector.memory()
+    assert "episode/return" not in collector(Rightwards(), TwoGap(), clock, running).metrics
+    assert collector(Rightwards(), TwoGap(), clock, running).metrics["episode/return"] == -50.0

@@ -133,7 +133,9 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path) -> Non
     DAMAGES[damage](tmp_path / "step-00000001")
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(ValueError, match=r"no usable checkpoint in .*step-00000002 is damaged.*step-00000001 is damaged"),
+        pytest.raises(
+            ValueError, match=r"no usable checkpoint in .*step-00000002 is damaged.*step-00000001 is damaged"
+        ),
     ):
         checkpoints.latest()
 

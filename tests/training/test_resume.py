@@ -217,7 +217,9 @@ def test_the_best_checkpoint_is_that_of_the_undisturbed_run(data: Path, undistur
     chosen, folder = settings(data, **KILLED), tmp_path / "run"
     run_to_death(chosen, folder, die_in(checkpoint, "save", 3))
     train(chosen, folder, resume=True)
-    (rest, tensors), (other_rest, other_tensors) = (flatten(load(f / "checkpoints" / "best")) for f in (undisturbed, folder))
+    (rest, tensors), (other_rest, other_tensors) = (
+        flatten(load(f / "checkpoints" / "best")) for f in (undisturbed, folder)
+    )
     assert rest == other_rest
     assert all(torch.equal(tensor, other_tensors[name]) for name, tensor in tensors.items())
 

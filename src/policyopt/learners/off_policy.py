@@ -252,6 +252,12 @@ class OffPolicyLearner:
     """The live method: agent, optimizers, memory, running environments, clock."""
 
     def __init__(self, method: OffPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
+        spaces = getattr(problem, "spaces", None)
+        if spaces is None or spaces.discrete or spaces.objectives:
+            raise ValueError(
+                f"{getattr(problem, 'name', problem)!r} does not fit: off-policy learning needs a control problem with "
+                "continuous actions and one reward, such as two-gap or gym:Pendulum-v1"
+            )
         self.method, self.problem, self.budget = method, problem, budget
         self.clock = Clock(seed=seed)
         self.agent = nn.ModuleDict(method.acting.modules(problem, policy))
@@ -293,7 +299,7 @@ class OffPolicyLearner:
     def _update(self, update: Update, batch: Transitions, rng: torch.Generator) -> dict[str, Tensor]:
         optimizer = self.optimizers[update.trains]
         loss = update.loss(self.agent, batch, rng)
-        loss.value.backward(inputs=optimizer.parameters)  # type: ignore[no-untyped-call]
+        loss.value.backward(inputs=optimizer.parameters)
         optimizer.step(loss.value.detach(), self.clock)
         update.finish(self.agent)
         return loss.metrics

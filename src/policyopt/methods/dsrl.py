@@ -15,6 +15,7 @@ too; b scales the actor's noise in both variants. The base is a rectified flow, 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -100,9 +101,8 @@ class Steering(Acting):
                 f"steering needs a base policy with decode(observation, noise), got {type(policy).__name__}: clone one "
                 "from demonstrations first (`policyopt train flow-bc`)"
             )
-        if isinstance(policy, nn.Module):
-            policy.requires_grad_(False)
-        return {"base": Steerable(policy, self.bound)}
+        frozen = deepcopy(policy).requires_grad_(False) if isinstance(policy, nn.Module) else policy
+        return {"base": Steerable(frozen, self.bound)}
 
     def policy(self, agent: Agent) -> SteeredPolicy:
         return SteeredPolicy(steerable(agent), soft_actor(agent), self.remembers_noise)

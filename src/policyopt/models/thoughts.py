@@ -201,13 +201,13 @@ class ContinuousThoughts(LanguagePolicy):
         mask = batch.mask
         logits = self.logits(self.states(batch, mask)).float() / self.temperature
         logp = logits.log_softmax(-1)
-        found: dict[str, Tensor] = {"distribution": logp}
-        if "logp" in want:
-            found["logp"] = self._scores(logits, logp, batch.actions[mask], mask.nonzero()[:, 1] < self.thoughts)
-        if "entropy" in want:
-            found["entropy"] = _entropy(logp)
-        columns = {name: _spread(found[name], mask) for name in want}
-        return Outputs(**columns, batch_size=batch.batch_size)
+        thought = mask.nonzero()[:, 1] < self.thoughts
+        return Outputs(
+            logp=_spread(self._scores(logits, logp, batch.actions[mask], thought), mask) if "logp" in want else None,
+            entropy=_spread(_entropy(logp), mask) if "entropy" in want else None,
+            distribution=_spread(logp, mask) if "distribution" in want else None,
+            batch_size=batch.batch_size,
+        )
 
     def _scores(self, logits: Tensor, logp: Tensor, actions: Tensor, thought: Tensor) -> Tensor:
         own = logits.new_empty(len(logits))

@@ -61,7 +61,8 @@ def simplex_grid(objectives: int, spacing: float) -> Front:
     parts = round(1.0 / spacing) if spacing > 0 else 0
     if parts < 1 or abs(parts * spacing - 1.0) > 1e-9:
         raise ValueError(f"the spacing of preferences must divide 1 evenly, such as 0.5 or 0.2, got {spacing}")
-    bars = np.array(list(combinations(range(parts + objectives - 1), objectives - 1)), int).reshape(-1, objectives - 1)
+    chosen = list(combinations(range(parts + objectives - 1), objectives - 1))
+    bars = np.array(chosen, int).reshape(len(chosen), objectives - 1)
     ends = np.pad(bars, ((0, 0), (1, 1)), constant_values=(-1, parts + objectives - 1))
     return (np.diff(ends, axis=1) - 1) / parts
 

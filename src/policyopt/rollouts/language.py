@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
 from policyopt.rollouts.collector import Collected, Collector
-from policyopt.types import Clock, Rollouts, generator
+from policyopt.types import Clock, Rollouts, Scores, generator
 
 
 @lru_cache(maxsize=4)
@@ -53,6 +53,7 @@ def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sa
     """
     repeated = [i for i in ids for _ in range(sampled.samples)]
     scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length))
+    check_scores(scores, repeated, problem.name)
     device, count = sampled.length.device, len(repeated)
     prompt, prompt_length = padded(sampled.prefixes)
     step = torch.arange(sampled.actions.shape[1], device=device)
@@ -73,6 +74,20 @@ def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sa
         length=sampled.length,
         batch_size=[count],
     )
+
+
+def check_scores(scores: Scores, ids: Sequence[int], problem: str) -> None:
+    """Raises ValueError where a component is not one finite number [N] for each of the prompts ``ids``."""
+    for name, value in scores.items():
+        if value.shape != (len(ids),):
+            raise ValueError(
+                f"{problem}: the score {name!r} has shape {tuple(value.shape)}, not ({len(ids)},): one a response"
+            )
+        if len(bad := (~value.isfinite()).nonzero()):
+            row = int(bad[0])
+            raise ValueError(
+                f"{problem}: the score {name!r} of a response to prompt {ids[row]} is {float(value[row])}; it must be finite"
+            )
 
 
 def response_metrics(batch: Rollouts, sampled: Continuations) -> dict[str, Tensor | float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,15 +93,27 @@ class Interaction(Collector):
     def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
         environment, rng = memory.start(problem, self.environments, clock.seed), clock.generator("interaction")
         act = policy.warm_up if self.warming_up(clock) else policy.act
-        steps: list[Any] = [self._step(act, environment, rng) for _ in range(self.steps)]
+        episodes: list[Any] = []
+        steps: list[Any] = [self._step(act, environment, memory, episodes, rng) for _ in range(self.steps)]
         batch: Any = torch.cat(steps)
         cost = float(self.steps * self.environments)
-        return Collected({"transitions": batch}, {"reward/mean": batch.reward.mean(), "cost/env_steps": cost})
+        metrics: dict[str, Tensor | float] = {"reward/mean": batch.reward.mean(), "cost/env_steps": cost}
+        if episodes:
+            metrics["episode/return"] = float(np.concatenate(episodes).mean())
+        return Collected({"transitions": batch}, metrics)
 
-    def _step(self, act: Any, environment: VectorEnvironment, rng: torch.Generator) -> Transitions:
+    def _step(
+        self, act: Any, environment: VectorEnvironment, running: Running, episodes: list[Any], rng: torch.Generator
+    ) -> Transitions:
+        """One step of each environment; the returns of episodes that it ended are added to ``episodes``."""
         observation = torch.from_numpy(environment.observations)
         action, columns, _ = act(observation, None, rng)
         result = environment.step(action.numpy())
+        ended = result.terminated | result.truncated
+        running.earned = running.earned + result.rewards.astype(np.float64)
+        if ended.any():
+            episodes.append(running.earned[ended])
+            running.earned[ended] = 0.0
         seen: dict[str, Any] = {
             "observation": observation,
             "action": action,

@@ -110,7 +110,7 @@ class Vector(Collector):
 
 
 def _rollouts(columns: dict[str, list[Tensor]], gamma: float, device: torch.device) -> Rollouts:
-    stacked = {name: torch.stack(values, 1).to(device) for name, values in columns.items()}
+    stacked: dict[str, Any] = {name: torch.stack(values, 1).to(device) for name, values in columns.items()}
     terminated = stacked["terminated"]
     return Rollouts(
         **stacked,

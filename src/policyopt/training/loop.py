@@ -109,6 +109,8 @@ class _Loop:
         self.best = float("-inf")
         self.saved_step = -1
         self.trackers = trackers
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
         self.checkpoints = None if out is None else Checkpoints(out / "checkpoints")
         self.metrics = None if out is None else JsonLines(out / "metrics.jsonl")
         self.sample_log = None if out is None else JsonLines(out / "samples.jsonl")
@@ -124,6 +126,7 @@ class _Loop:
             self.learner.load_state_dict(to_device(state["learner"], getattr(self.learner.policy, "device", "cpu")))
             self.best, self.rows = state["best"] if state["best"] is not None else float("-inf"), []
             step = self.learner.clock.step
+            self.learner.clock.share = self.budget.share(self.learner.clock.spent)  # of this run's budget
         self.metrics.truncate(step)
         self.sample_log.truncate(step)
         if self.metrics.path.exists():

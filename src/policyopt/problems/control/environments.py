@@ -211,7 +211,7 @@ class GymnasiumEnvironments:
         self.observations = result.next_observations
         if len(ended):
             self.observations = self.observations.copy()
-            self.observations[ended] = self.encode([self._reset(i) for i in ended])
+            self.observations[ended] = self.encode([self._reset(int(i)) for i in ended])
         while len(self.past) > self.age.max():
             self.past.popleft()
 
@@ -222,9 +222,9 @@ class GymnasiumEnvironments:
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"{self.environments[i].spec.id if self.environments[i].spec else self.environments[i]}: step "
-                f"{self.age[i]} of episode {self.episode[i]} gave the observation {result.next_observations[i]} and the "
-                f"reward {result.rewards[i]} after the action {actions[i]}: the simulation broke down"
+                f"{self.environments[i]}: step {self.age[i]} of episode {self.episode[i]} gave the observation "
+                f"{result.next_observations[i]} and the reward {result.rewards[i]} after the action {actions[i]}: the "
+                "simulation broke down"
             )
 
     def state_dict(self) -> dict[str, Any]:
