@@ -138,8 +138,8 @@ class Loss:
 class Budget:
     """What a run may spend, in what is scarce; None is no limit. Methods are compared under the same budget.
 
-    tokens: sampled tokens, every one counts (imitation counts the tokens that it trains on); env_steps: environment steps; updates: learner steps;
-    seconds: wall time (the one limit under which a repeat is not bit-identical).
+    tokens: sampled tokens, every one counts (imitation counts the tokens that it trains on); env_steps: environment
+    steps; updates: learner steps; seconds: wall time, the one limit under which a repeat is not bit-identical.
     """
 
     tokens: int | None = None
@@ -258,6 +258,22 @@ class Part:
     def memory(self) -> Memory | None:
         """A fresh memory for one learner, or None when the part remembers nothing."""
         return None
+
+
+@dataclass
+class Collected:
+    """Named batches of experience (``rollouts``, ``demonstrations``, …), and numbers for the log with what was spent."""
+
+    batches: dict[str, Any]
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector(Part):
+    """Gathers experience: how the policy meets the problem."""
+
+    def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
+        raise NotImplementedError
 
 
 class Policy(Protocol):

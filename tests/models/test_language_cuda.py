@@ -17,7 +17,7 @@ from policyopt.types import generator
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture()
+@pytest.fixture
 def on_gpu(policy: LanguagePolicy) -> LanguagePolicy:
     return LanguagePolicy(deepcopy(policy.model).cuda(), policy.tokenizer)
 

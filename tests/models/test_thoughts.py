@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from policyopt.models.engines import PaddedEngine
 from policyopt.models.language import LanguagePolicy, Sampling, padded
+from policyopt.models.padded import PaddedEngine
 from policyopt.models.thoughts import (
     ContinuousThoughts,
     Dirichlet,

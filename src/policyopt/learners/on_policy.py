@@ -15,9 +15,8 @@ from policyopt.learners.critic import Critic
 from policyopt.learners.update import Adam
 from policyopt.models.mlp import Architecture
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
-from policyopt.rollouts.collector import Collector
 from policyopt.rollouts.language import Groups
-from policyopt.types import Budget, Clock, Part, Rollouts
+from policyopt.types import Budget, Clock, Collector, Part, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)

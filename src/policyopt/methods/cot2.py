@@ -35,9 +35,8 @@ from policyopt.objectives.policy_gradient import (
     SequenceMean,
     SequenceSum,
 )
-from policyopt.rollouts.collector import Collected, Collector
 from policyopt.rollouts.language import Groups, prompt_ids
-from policyopt.types import Budget, Clock, Loss, Outputs, Rollouts
+from policyopt.types import Budget, Clock, Collected, Collector, Loss, Outputs, Rollouts
 
 FAMILY = "language"
 VARIANTS = ("csft", "mts", "mts_paper", "dirichlet")

@@ -23,9 +23,8 @@ from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.models.language import LanguagePolicy
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, TokenMean
-from policyopt.rollouts.collector import Collected
 from policyopt.rollouts.language import Groups, respond
-from policyopt.types import Clock, Rollouts
+from policyopt.types import Clock, Collected, Rollouts
 
 FAMILY = "language"
 VARIANTS = ("cumulative", "plain")

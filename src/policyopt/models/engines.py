@@ -1,8 +1,8 @@
-"""The two ways to run a causal language model: shared prefixes without padding, or padded through the model's own cache.
+"""Running a causal language model with shared prefixes and without padding.
 
-Both offer the same four things to ``LanguagePolicy``: ``prefill``, ``resume``, ``decoder`` and ``states``. All take and
-return flat or [rows, …] tensors; hidden states are those of the last layer, the head is applied by the caller. Where
-tokens are taken, embeddings with one axis more [.., d] serve as well.
+An engine offers four things to ``LanguagePolicy``: ``prefill``, ``resume``, ``decoder`` and ``states``. They take and return
+flat or [rows, …] tensors; hidden states are those of the last layer, and ``token_logp`` applies the head. Where tokens are
+taken, embeddings with one axis more [.., d] serve as well. ``models.padded`` is the plain way with the same face.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from policyopt.models.attention import NAME, Decoding, KeyValues, Packed
 
+CHUNK_ELEMENTS = 1 << 23  # logits alive at once: 32 MiB in float32
 
-def _inside(length: Tensor, width: int) -> Tensor:
+
+def inside(length: Tensor, width: int) -> Tensor:
+    """length [N] → [N, width], True for the first ``length`` positions of a row."""
     return torch.arange(width, device=length.device) < length[:, None]
 
 
-def _fed(tokens: Tensor) -> dict[str, Tensor]:
+def fed(tokens: Tensor) -> dict[str, Tensor]:
     """The model's argument for token ids, or for embeddings."""
     return {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
 
@@ -49,7 +51,7 @@ class SharedPrefixEngine:
 
     def _run(self, tokens: Tensor, layout: Packed | Decoding) -> Tensor:
         out = self.model.base_model(
-            **_fed(tokens[None]), position_ids=layout.positions[None], use_cache=False, layout=layout
+            **fed(tokens[None]), position_ids=layout.positions[None], use_cache=False, layout=layout
         )
         return out.last_hidden_state[0]
 
@@ -79,7 +81,7 @@ class SharedPrefixEngine:
         prompt_length = torch.tensor([len(p) for p in prompts], device=actions.device)
         rows = (length - 1).clamp(min=0)
         layout = Packed(prompt_length, rows, parent)
-        flat = torch.cat([*prompts, actions[_inside(rows, actions.shape[1])]])
+        flat = torch.cat([*prompts, actions[inside(rows, actions.shape[1])]])
         hidden = self._run(flat, layout)
         return hidden.index_select(0, decision_index(length, mask, parent, prompt_length))
 
@@ -103,66 +105,69 @@ class SharedPrefixDecoder:
         return self.layout.memory(rows, length)
 
 
-class PaddedEngine:
-    """The plain path for models whose attention can't be shared: left-padded prompts, the model's own cache, every
-    prompt repeated for each sample in training. Slower, and keeps no prefix between calls."""
+def token_logp(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, scale: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(scale · (hidden · weightᵀ + bias)) at ``actions``, and the entropy of that distribution where asked.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        model.set_attn_implementation("eager" if not getattr(model, "_supports_sdpa", True) else "sdpa")
-
-    def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        length = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
-        tokens = pad_sequence(list(prefixes), batch_first=True, padding_side="left")
-        mask = _inside(length, tokens.shape[1]).flip(1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model.base_model(**_fed(tokens), attention_mask=mask.long(), position_ids=positions, use_cache=True)
-        return out.last_hidden_state[:, -1], (out.past_key_values, mask, length)
-
-    def decoder(self, memory: Any, samples: int, capacity: int) -> PaddedDecoder:
-        return PaddedDecoder(self.model, memory, samples)
-
-    def states(
-        self, prompts: Sequence[Tensor], parent: Tensor, actions: Tensor, length: Tensor, mask: Tensor
-    ) -> Tensor:
-        rows = [
-            torch.cat([prompts[int(p)], a[: max(int(n) - 1, 0)]])
-            for p, a, n in zip(parent, actions, length, strict=True)
-        ]
-        tokens = pad_sequence(rows, batch_first=True)
-        filled = _inside(torch.tensor([len(r) for r in rows], device=actions.device), tokens.shape[1])
-        out = self.model.base_model(**_fed(tokens), attention_mask=filled.long(), use_cache=False)
-        start = torch.tensor([len(prompts[int(p)]) for p in parent], device=actions.device) - 1
-        row, step = mask.nonzero(as_tuple=True)
-        return out.last_hidden_state[row, start[row] + step]
+    hidden [n, d], weight [V, d], bias [V] or None, actions [n] → [n] and [n] or None, float32 with gradient to hidden,
+    weight and bias. Logits are computed in chunks, and once more in the backward pass instead of being kept.
+    """
+    logp, entropies = _TokenLogp.apply(hidden, weight, bias, actions, scale, entropy)
+    return logp, entropies if entropy else None
 
 
-class PaddedDecoder:
-    def __init__(self, model: Any, memory: Any, samples: int) -> None:
-        self.model = model
-        cache, mask, length = memory
-        cache.batch_repeat_interleave(samples)
-        self.cache, self.mask = cache, mask.repeat_interleave(samples, 0)
-        self.position = length.repeat_interleave(samples)
-        self.order = torch.arange(len(self.position), device=mask.device)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    return logits if scale == 1.0 else logits.mul_(scale)
 
-    def step(self, tokens: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        out = self.model.base_model(
-            **_fed(tokens[:, None]),
-            attention_mask=self.mask.long(),
-            position_ids=self.position[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.position = self.position + 1
-        return out.last_hidden_state[:, -1]
 
-    def retain(self, going: Tensor) -> Tensor:
-        index = going.nonzero().squeeze(-1)
-        self.cache.batch_select_indices(index)
-        self.mask, self.position, self.order = self.mask[index], self.position[index], self.order[index]
-        return self.order
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        actions: Tensor,
+        scale: float,
+        want_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rows = max(1, CHUNK_ELEMENTS // len(weight))
+        logp, normalizer, entropy = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
+        for start in range(0, len(hidden), rows):
+            piece = slice(start, start + rows)
+            logits = _logits(hidden[piece], weight, bias, scale)
+            normalizer[piece] = logits.logsumexp(-1)
+            logp[piece] = logits.gather(-1, actions[piece, None]).squeeze(-1) - normalizer[piece]
+            if want_entropy:
+                logits -= normalizer[piece, None]
+                entropy[piece] = -(logits.exp() * logits).sum(-1)
+        context.save_for_backward(hidden, weight, bias, actions, normalizer, entropy)
+        context.scale, context.want_entropy, context.rows = scale, want_entropy, rows
+        return logp, entropy
 
-    def memory(self, rows: Tensor, length: Tensor) -> None:
-        return None
+    @staticmethod
+    def backward(context: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, actions, normalizer, entropy = context.saved_tensors
+        needs_hidden, needs_weight, needs_bias = context.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        for start in range(0, len(hidden), context.rows):
+            piece = slice(start, start + context.rows)
+            logp = _logits(hidden[piece], weight, bias, context.scale) - normalizer[piece, None]
+            grad = logp.exp()
+            if context.want_entropy:  # dH/dlogit = -p (log p + H)
+                grad *= -(grad_logp[piece, None] + grad_entropy[piece, None] * (logp + entropy[piece, None]))
+            else:
+                grad *= -grad_logp[piece, None]
+            grad.scatter_add_(-1, actions[piece, None], grad_logp[piece, None])
+            grad = grad.mul_(context.scale).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[piece] = grad @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), hidden[piece])
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -6,7 +6,6 @@ forward. Both speak of the distribution softmax(logits / temperature), ``tempera
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from policyopt.models.attention import KeyValues
-from policyopt.models.engines import PaddedEngine, SharedPrefixEngine
-from policyopt.models.head import token_logp
-from policyopt.types import Message, Outputs, Prompt, Rollouts, generator
+from policyopt.models.engines import SharedPrefixEngine, token_logp
+from policyopt.models.padded import Engine, PaddedEngine, agreeing_engine
+from policyopt.types import Message, Outputs, Prompt, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,47 +160,11 @@ class LanguagePolicy:
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
         self.model.eval()
         self._stops: dict[tuple[str, ...], Tensor] = {}
-        self.engine: SharedPrefixEngine | PaddedEngine = self._engine(shared_prefixes)
-
-    def _engine(self, shared: bool | None) -> SharedPrefixEngine | PaddedEngine:
-        if shared is not None:
-            return SharedPrefixEngine(self.core) if shared else PaddedEngine(self.core)
-        plain = PaddedEngine(self.core)
-        want = self._check_batch(plain)
-        try:
-            engine = SharedPrefixEngine(self.core)
-            difference = float((self._check_batch(engine) - want).abs().max())
-            tolerance = 1e-3 if self.dtype == torch.float32 else 0.15
-            if difference <= tolerance:
-                return engine
-            reason = f"its log-probabilities differ by {difference:.2g}"
-        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
-            reason = str(error)
-        warnings.warn(
-            f"{type(self.core).__name__}: prefixes can't be shared ({reason}); using the slower padded path",
-            stacklevel=3,
-        )
-        return PaddedEngine(self.core)
-
-    @torch.no_grad()
-    def _check_batch(self, engine: SharedPrefixEngine | PaddedEngine) -> Tensor:
-        """Log-probabilities of a short ragged batch, by a training forward and by decoding it token by token."""
-        rng, size = generator(0, "self-check"), self.head.weight.shape[0]
-        random = [torch.randint(size, (n,), generator=rng).to(self.device) for n in (5, 3)]
-        parent = torch.tensor([0, 0, 1, 1], device=self.device)
-        length = torch.tensor([3, 1, 2, 3], device=self.device)
-        actions = torch.randint(size, (4, 3), generator=rng).to(self.device)
-        mask = torch.arange(3, device=self.device) < length[:, None]
-        states = engine.states(random, parent, actions, length, mask)
-        trained = token_logp(states, self.head.weight, self.head.bias, actions[mask], self.logit_scale)[0]
-        hidden, memory = engine.prefill(random)
-        decoder = engine.decoder(memory, 2, 3)
-        decoded = [decoder.step(actions[:, 0])]
-        decoder.retain(torch.tensor([True, False, True, True], device=self.device))
-        order = torch.as_tensor(decoder.retain(torch.ones(3, dtype=torch.bool, device=self.device)))
-        decoded.append(decoder.step(actions[order, 1]))
-        decoded[1] = decoded[1][order.argsort()]
-        return torch.cat([trained, *(self.logits(h).float().log_softmax(-1).flatten() for h in (hidden, *decoded))])
+        self.engine: Engine
+        if shared_prefixes is None:
+            self.engine = agreeing_engine(self.core, self.logit_scale)
+        else:
+            self.engine = SharedPrefixEngine(self.core) if shared_prefixes else PaddedEngine(self.core)
 
     # -- facts
 
@@ -431,16 +394,17 @@ class LanguagePolicy:
 
     def frozen_copy(self) -> LanguagePolicy:
         """The same policy with its present weights, never trained."""
-        copy = LanguagePolicy(
+        return LanguagePolicy(
             deepcopy(self.model).requires_grad_(False),
             self.tokenizer,
             temperature=self.temperature,
             shared_prefixes=isinstance(self.engine, SharedPrefixEngine),
         )
-        return copy
 
-    def critic(self, seed: int) -> LanguageCritic:
+    def critic(self, seed: int) -> Any:
         """A value network that starts from the policy's present weights."""
+        from policyopt.models.language_critic import LanguageCritic  # it is built on this module
+
         return LanguageCritic(self, seed)
 
     # -- saving
@@ -463,51 +427,6 @@ class LanguagePolicy:
             model = deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-class LanguageCritic:
-    """A causal model with a linear value head on the state before each action."""
-
-    def __init__(self, policy: LanguagePolicy, seed: int) -> None:
-        self.policy = LanguagePolicy(
-            deepcopy(policy.model),
-            policy.tokenizer,
-            shared_prefixes=isinstance(policy.engine, SharedPrefixEngine),
-        )
-        width = self.policy.head.weight.shape[1]
-        self.value_head = torch.nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
-        torch.nn.init.zeros_(self.value_head.weight)
-        torch.nn.init.zeros_(self.value_head.bias)
-
-    def parameters(self) -> list[Tensor]:
-        head = {id(p) for p in self.policy.head.parameters()}
-        tied = {id(p) for p in self.policy.core.get_input_embeddings().parameters()}
-        body = [p for p in self.policy.parameters() if id(p) not in head - tied]
-        return [*body, *self.value_head.parameters()]
-
-    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
-        """value [N, T] of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
-        value = self.value_head(self.policy.states(batch, batch.mask)).squeeze(-1).float()
-        blank = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        return Outputs(value=blank.masked_scatter(batch.mask, value), batch_size=batch.batch_size)
-
-    @torch.no_grad()
-    def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
-        """(value, next_value) [N, T]; nothing follows a row's last step, since a response is one episode."""
-        value = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        for rows in self.micro_batches(batch, limit):
-            value[rows] = self.evaluate(batch[rows]).value
-        return value, torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
-
-    def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
-        return self.policy.micro_batches(batch, tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"body": self.policy.state_dict(), "value_head": dict(self.value_head.state_dict())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["body"])
-        self.value_head.load_state_dict(state["value_head"])
 
 
 class _Record:

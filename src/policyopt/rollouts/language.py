@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
-from policyopt.rollouts.collector import Collected, Collector
-from policyopt.types import Clock, Rollouts, Scores, generator
+from policyopt.types import Clock, Collected, Collector, Rollouts, Scores, generator
 
 
 @lru_cache(maxsize=4)

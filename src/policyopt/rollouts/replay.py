@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from policyopt.problems.control.environments import VectorEnvironment
-from policyopt.rollouts.collector import Collected, Collector
 from policyopt.rollouts.vector import Running
-from policyopt.types import Clock, Transitions
+from policyopt.types import Clock, Collected, Collector, Transitions
 
 COLUMNS = ("observation", "action", "reward", "next_observation", "terminated", "cost", "weight", "behaviour_logp")
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policyopt.rollouts.collector import Collected, Collector
-from policyopt.types import Clock, Rollouts
+from policyopt.types import Clock, Collected, Collector, Rollouts
 
 
 class Running:

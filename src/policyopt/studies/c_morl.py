@@ -23,8 +23,8 @@ from policyopt.studies.claim import Claim, Results, paired_difference
 from policyopt.training.loop import Cadence, run
 from policyopt.types import Budget, generator
 
-STEPS, SMOKE_STEPS = 200_000, 12_800
-TREE_STEPS = 100_000
+STEPS, SMOKE_STEPS = 200_000, 4_000
+TREE_STEPS, SMOKE_TREE_STEPS = 100_000, 1_280
 GAMMA = 0.99
 FULL = (1 - GAMMA**50) / (1 - GAMMA)  # the most that an objective of the point mass can return
 TREE = {"depth": 5}
@@ -107,7 +107,7 @@ class OnFruitTree:
             episodes=1,
             reference=reference,
         )
-        budget = Budget(env_steps=SMOKE_STEPS if smoke else TREE_STEPS)
+        budget = Budget(env_steps=SMOKE_TREE_STEPS if smoke else TREE_STEPS)
         trained = run(method, problem, budget=budget, seed=seed, cadence=Cadence(evaluations=1))
         exact = np.array(problem.single().unwrapped.pareto_front(gamma=GAMMA))  # type: ignore[attr-defined]
         front = trained.learner.policy.front

@@ -26,12 +26,11 @@ from policyopt.models.thoughts import MultiToken
 from policyopt.models.tiny import tiny_model
 from policyopt.problems.language.base import pass_at_k
 from policyopt.problems.language.mnns import MinimumSignedSum
-from policyopt.rollouts.collector import Collected
 from policyopt.rollouts.evaluate import language_act
 from policyopt.rollouts.language import Demonstrations, Groups
 from policyopt.studies.claim import Claim, lower_bound, paired_difference
 from policyopt.training.loop import Cadence, run
-from policyopt.types import Budget, Clock, generator
+from policyopt.types import Budget, Clock, Collected, generator
 
 IMITATION_UPDATES = 1200
 REINFORCEMENT_UPDATES = 150

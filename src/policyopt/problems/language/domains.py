@@ -20,14 +20,15 @@ DIGITS, LETTERS, BRACKETS, GREEK, CYRILLIC = 0, 10, 26, 32, 48
 PLUS, MINUS, EQUALS, ARROW, BAR = 64, 65, 66, 67, 68
 VOCABULARY = 69
 STATES = 16
-WORD = 7
+WORD = 3
+OPERANDS = 4
 
 
 def arithmetic(number: int, length: int, rng: torch.Generator) -> Tensor:
-    """Running values modulo 10: ``3+4=7-5=2+…`` → tokens [N, T]."""
+    """Running values modulo 10, changed by less than ``OPERANDS``: ``3+2=5-3=2+…`` → tokens [N, T]."""
     terms = -(-length // 4)
     sign = torch.randint(2, (number, terms), generator=rng)
-    digit = torch.randint(10, (number, terms), generator=rng)
+    digit = torch.randint(OPERANDS, (number, terms), generator=rng)
     change = (digit * (1 - 2 * sign)).cumsum(1).roll(1, 1)
     change[:, 0] = 0
     value = (torch.randint(10, (number, 1), generator=rng) + change) % 10

@@ -1,0 +1,59 @@
+"""A value network over partial responses: a causal model with a linear value head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policyopt.models.engines import SharedPrefixEngine
+from policyopt.models.language import LanguagePolicy
+from policyopt.types import Outputs, Rollouts
+
+
+class LanguageCritic:
+    """A causal model with a linear value head on the state before each action."""
+
+    def __init__(self, policy: LanguagePolicy, seed: int) -> None:
+        self.policy = LanguagePolicy(
+            deepcopy(policy.model),
+            policy.tokenizer,
+            shared_prefixes=isinstance(policy.engine, SharedPrefixEngine),
+        )
+        width = self.policy.head.weight.shape[1]
+        self.value_head = torch.nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+
+    def parameters(self) -> list[Tensor]:
+        head = {id(p) for p in self.policy.head.parameters()}
+        tied = {id(p) for p in self.policy.core.get_input_embeddings().parameters()}
+        body = [p for p in self.policy.parameters() if id(p) not in head - tied]
+        return [*body, *self.value_head.parameters()]
+
+    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
+        """value [N, T] of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
+        value = self.value_head(self.policy.states(batch, batch.mask)).squeeze(-1).float()
+        blank = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        return Outputs(value=blank.masked_scatter(batch.mask, value), batch_size=batch.batch_size)
+
+    @torch.no_grad()
+    def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
+        """(value, next_value) [N, T]; nothing follows a row's last step, since a response is one episode."""
+        value = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        for rows in self.micro_batches(batch, limit):
+            value[rows] = self.evaluate(batch[rows]).value
+        return value, torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
+
+    def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
+        return self.policy.micro_batches(batch, tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"body": self.policy.state_dict(), "value_head": dict(self.value_head.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["body"])
+        self.value_head.load_state_dict(state["value_head"])
