@@ -16,6 +16,13 @@ PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
+    "signed-sum": ("policyopt.problems.language.mnns", "least non-negative signed sum of digits, for continuous thoughts"),
+    "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
+    "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
+    "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),
+    "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
+    "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
+    "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 
 
@@ -87,12 +94,14 @@ def problem(spec: str, **options: Any) -> Any:
 
 
 def policy(spec: str, problem: Any, **options: Any) -> Any:
-    """A policy for ``problem``: its own kind where it makes one (``problem.policy(spec, …)``), else a language model."""
+    """A policy for ``problem``: its own kind where it makes one (``problem.policy(spec, …)``), a language model for a
+    language problem; None for the others, whose methods bring their own networks."""
+    from policyopt.models.load import load_policy
+    from policyopt.problems.language.base import LanguageProblem
+
     if hasattr(problem, "policy"):
         return problem.policy(spec, **options)
-    from policyopt.models.load import load_policy
-
-    return load_policy(spec, **options)
+    return load_policy(spec, **options) if isinstance(problem, LanguageProblem) else None
 
 
 def studies() -> list[str]:

@@ -111,6 +111,8 @@ class _Loop:
         self.trackers = trackers
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
         self.checkpoints = None if out is None else Checkpoints(out / "checkpoints")
         self.metrics = None if out is None else JsonLines(out / "metrics.jsonl")
         self.sample_log = None if out is None else JsonLines(out / "samples.jsonl")
@@ -178,10 +180,12 @@ class _Loop:
         step, policy = self.learner.clock.step, self.learner.policy
         started = time.perf_counter()
         rng = generator(self.seed, "evaluate", step, getattr(policy, "device", "cpu"))
-        act = _Remembering(act_for(policy, self.problem, rng))
+        act = act_for(policy, self.problem, rng)
+        remembering = _Remembering(act) if hasattr(policy, "extend") else None
         with torch.no_grad():
-            row = numbers(self.problem.evaluate(act, rng))
-        self._keep_samples(step, act.seen)
+            row = numbers(self.problem.evaluate(remembering or act, rng))
+        if remembering is not None:
+            self._keep_samples(step, remembering.seen)
         score = next((row[name] for name in SHOWN if name in row), None)
         if score is not None and score > self.best:
             self.best = score
@@ -235,13 +239,13 @@ class _Remembering:
 
     KEPT = 4
 
-    def __init__(self, act: Callable[..., Any]) -> None:
+    def __init__(self, act: Callable[..., list[list[str]]]) -> None:
         self.act, self.seen = act, list[tuple[Prompt, str]]()
 
-    def __call__(self, *arguments: Any) -> Any:
-        answers = self.act(*arguments)
-        if len(arguments) == 3 and len(self.seen) < self.KEPT:
-            self.seen += [(p, texts[0]) for p, texts in zip(arguments[0], answers, strict=True)][: self.KEPT]
+    def __call__(self, prompts: list[Prompt], samples: int, greedy: bool) -> list[list[str]]:
+        answers = self.act(prompts, samples, greedy)
+        if len(self.seen) < self.KEPT:
+            self.seen += [(p, texts[0]) for p, texts in zip(prompts, answers, strict=True)][: self.KEPT]
         return answers
 
 
