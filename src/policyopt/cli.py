@@ -251,8 +251,11 @@ def _finish(result: Any, folder: Path) -> None:
     from policyopt.reports.terminal import run_table
 
     console.print(run_table(result.rows))
-    console.print(f"[bold]{folder}[/]: report.html, metrics.jsonl, checkpoints/, policy/")
-    console.print(f"next: policyopt evaluate {folder} --pass-at 1,8   ·   policyopt report {folder}", highlight=False)
+    kept = ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
+    console.print(f"[bold]{folder}[/]: {kept}", highlight=False)
+    if (folder / "policy").exists():
+        console.print(f"next: policyopt evaluate {folder} --pass-at 1,8", highlight=False)
+    console.print(f"look at {folder / 'report.html'}", highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

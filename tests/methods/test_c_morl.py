@@ -323,6 +323,14 @@ def test_it_trains_in_the_loop_and_on_other_environments():
     assert found.last("front/hypervolume") > 1.0
 
 
+def test_policies_whose_turn_never_came_join_the_archive_too():
+    live = learner(tiny(initial_share=0.01))
+    for _ in range(4):
+        live.step()
+    assert live.members == []
+    assert live.policy.candidates
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="vector reward"):
         c_morl.method().learner(GymnasiumProblem(id="CartPole-v1"), seed=0, budget=Budget(updates=1))

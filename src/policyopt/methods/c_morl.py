@@ -286,7 +286,7 @@ def _snapshot(learner: OnPolicyLearner) -> dict[str, Any]:
     """What a copy needs to go on training from here, in environments of its own."""
     state = learner.state_dict()
     scalings = [f"credit.{i}" for i, part in enumerate(learner.method.credit) if isinstance(part, RewardScaling)]
-    moments = {path: state["memories"][path] for path in scalings}
+    moments = {path: state["memories"][path] for path in scalings if state["memories"][path]}  # empty before a step
     fresh = {path: {**m, "running": torch.zeros_like(m["running"])} for path, m in moments.items()}
     return deepcopy(
         {"policy": state["policy"], "optimizer": state["optimizer"], "critic": state["critic"], "memories": fresh}
