@@ -287,7 +287,7 @@ def apart(task: Callable[[Setting], Any], setting: Setting, patience: float | No
     the process fails."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(task, setting, sender))
+    process = context.Process(target=_serve, args=(task, setting, sender), daemon=True)
     process.start()
     sender.close()
     try:

@@ -76,6 +76,26 @@ def test_both_engines_give_the_same_gradient(policy: LanguagePolicy, batch: Roll
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
+def test_prompts_that_begin_alike_share_their_head(policy: LanguagePolicy) -> None:
+    """Worked examples in front of every prompt go through the model once, in sampling and in training."""
+    shots = "1+1=2\n3*4=2\n9-9=0\n"
+    prompts = policy.encode([shots + "3+4*2=", shots + "1=", shots + "9*9*9*9-1="])
+    out = policy.extend(prompts, 2, Sampling(), generator(0, "s"), max_new_tokens=6, stop=("3",), keep=True)
+    assert out.forward_tokens == len(shots) + 6 + 2 + 10 + int((out.length - 1).sum())
+    batch = rollouts(prompts, 2, out.actions, out.length)
+    logp = policy.evaluate(batch).logp
+    torch.testing.assert_close(out.old_logp * batch.mask, logp, atol=2e-6, rtol=1e-5)
+    shared = torch.autograd.grad(logp.sum(), policy.parameters())
+    cut = policy.extend(out.cut([3], [1]), 1, Sampling(temperature=0), generator(0, "s"), max_new_tokens=4)
+    policy.engine = PaddedEngine(policy.core)
+    plain = policy.evaluate(batch).logp
+    torch.testing.assert_close(logp, plain, atol=2e-6, rtol=1e-5)
+    for one, two in zip(shared, torch.autograd.grad(plain.sum(), policy.parameters()), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    anew = policy.extend(out.cut([3], [1]).tokens, 1, Sampling(temperature=0), generator(0, "s"), max_new_tokens=4)
+    torch.testing.assert_close(cut.old_logp, anew.old_logp, atol=2e-6, rtol=1e-5)
+
+
 def test_only_masked_positions_are_scored(policy: LanguagePolicy, batch: Rollouts) -> None:
     full = policy.evaluate(batch).logp
     holes = batch.replace(mask=batch.mask & (torch.arange(7) % 2 == 0))

@@ -115,4 +115,5 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         groups = self.adam.state_dict()["param_groups"]
-        self.adam.load_state_dict({"state": {int(i): s for i, s in state.items()}, "param_groups": groups})
+        copied = {int(i): {name: value.clone() for name, value in moments.items()} for i, moments in state.items()}
+        self.adam.load_state_dict({"state": copied, "param_groups": groups})

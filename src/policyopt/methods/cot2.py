@@ -61,7 +61,7 @@ class SoftDemonstrations(Collector):
 
     def __call__(self, policy: ContinuousThoughts, problem: Any, clock: Clock, memory: Any = None) -> Collected:
         if not hasattr(problem, "soft_demonstrations"):
-            raise ValueError(f"the problem {problem.name!r} has no soft demonstrations: choose mnns")
+            raise ValueError(f"the problem {problem.name!r} has no soft demonstrations: choose signed-sum")
         ids = prompt_ids(problem, self.prompts, clock)
         shares = problem.soft_demonstrations(ids, self.traces)
         if len(shares[0]) != policy.thoughts + 1:

@@ -3,8 +3,8 @@
 Tokens of a whole batch travel through a model as ONE flat row without padding, so that embeddings, projections and MLPs
 never touch a pad. Only attention needs to know which token belongs where, and it asks the layout:
 
-- ``Packed``: prompts, and rows behind them that see their own prompt (computed once, however many rows share it) and their
-  own past. Serves prefill, resumption from a cached prefix, and the training forward.
+- ``Packed``: levels of rows (a head that all prompts share, prompts, responses), each row behind its parent, which is computed
+  once however many rows share it. Serves prefill, resumption from a cached prefix, and the training forward.
 - ``Decoding``: one new token a row, against a prefix store shared by the rows of a prompt and a buffer of the row's own past.
 
 The layouts hold keys and values themselves; the model's own cache is not used. Axes: U prefixes, N rows, H query heads,
@@ -13,7 +13,7 @@ J key-value heads, R = H / J, P longest prefix, T longest row, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,9 +77,6 @@ class KeyValues:
         keys = [k[index, :, :longest] for k in self.keys]
         return KeyValues(keys, [v[index, :, :longest] for v in self.values], length)
 
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.keys, self.values, strict=True)
-
 
 def _joined(prefix: Tensor, own: Tensor, start: Tensor) -> Tensor:
     """[n, J, P, D] and [n, J, T, D] as one right-padded block, ``own`` beginning at ``start`` [n] of each row."""
@@ -134,84 +131,91 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tenso
     return functional.scaled_dot_product_attention(folded, key, value, attn_mask=allowed, scale=scale).view_as(query)
 
 
-class Packed:
-    """Prompts [U] computed here or given as ``known``, then rows [N] with ``parent`` [N]; either may be absent.
+@dataclass(frozen=True)
+class Level:
+    """Rows of one generation: ``length`` [n] tokens each, and ``parent`` [n], the row of the level before that they see
+    (None: the first level, behind nothing)."""
 
-    The flat order is: all prompts, then all rows. With ``keep`` the keys and values are kept for ``prompts`` and ``rows``.
+    length: Tensor
+    parent: Tensor | None = None
+
+
+class Packed:
+    """Levels of rows in one flat order: a head that all prompts share, prompts, responses; any number of them.
+
+    A row sees its ancestors and its own past, and each ancestor is computed once. ``known`` stands before the first level
+    where its keys and values are there already. With ``keep`` those of the last level are handed out by ``memory``.
     """
 
-    def __init__(
-        self,
-        prompt_length: Tensor,
-        row_length: Tensor | None = None,
-        parent: Tensor | None = None,
-        known: KeyValues | None = None,
-        keep: bool = False,
-    ) -> None:
-        self.prompt_length, self.row_length, self.parent, self.known, self.keep = (
-            prompt_length,
-            row_length,
-            parent,
-            known,
-            keep,
+    def __init__(self, levels: Sequence[Level], known: KeyValues | None = None, keep: bool = False) -> None:
+        self.levels, self.known, self.keep = levels, known, keep
+        self.grids = [_Grid(level.length) for level in levels]
+        self.tokens = [int(level.length.sum()) for level in levels]
+        self.kept: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in levels]
+        before = [] if known is None else [(known.length, known.keys[0].shape[2])]
+        blocks = [*before, *((lvl.length, grid.width) for lvl, grid in zip(levels, self.grids, strict=True))]
+        self.ancestors = [self._ancestors(i) for i in range(len(levels))]
+        self.allowed = [self._allowed(i, blocks) for i in range(len(levels))]
+        starts = [
+            sum((blocks[a][0][rows] for a, rows in line), torch.zeros_like(lvl.length))
+            for lvl, line in zip(levels, self.ancestors, strict=True)
+        ]
+        self.positions = torch.cat(
+            [
+                (torch.arange(g.width, device=s.device) + s[:, None]).flatten()[g.where]
+                for g, s in zip(self.grids, starts, strict=True)
+            ]
         )
-        self.kept: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self.prompts = None if known is not None else _Grid(prompt_length)
-        self.prompt_tokens = 0 if known is not None else int(prompt_length.sum())
-        device = prompt_length.device
-        if self.prompts is not None:
-            self.causal = torch.ones(self.prompts.width, self.prompts.width, dtype=torch.bool, device=device).tril()
-        if row_length is not None and parent is not None:
-            self.rows = _Grid(row_length)
-            width, past = self.rows.width, known.keys[0].shape[2] if known is not None else int(prompt_length.max())
-            sees = torch.arange(past, device=device) < prompt_length[parent, None]
-            own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-            self.allowed = torch.cat(
-                [sees[:, None, None].expand(-1, 1, width, -1), own.expand(len(parent), 1, -1, -1)], -1
-            )
 
-    @property
-    def positions(self) -> Tensor:
-        """Position ids of the flat tokens [prompt tokens + row tokens]."""
+    def _ancestors(self, level: int) -> list[tuple[int, Tensor]]:
+        """[(index into known + levels, row of it for each row of this level)], the oldest first."""
+        line: list[tuple[int, Tensor]] = []
+        shift = 0 if self.known is None else 1
+        rows = torch.arange(len(self.levels[level].length), device=self.levels[level].length.device)
+        for i in range(level, -1, -1):
+            parent = self.levels[i].parent
+            if parent is None:
+                break
+            rows = parent[rows]
+            line.insert(0, (i - 1 + shift, rows))
+        return line
+
+    def _allowed(self, level: int, blocks: list[tuple[Tensor, int]]) -> Tensor:
+        """[n, 1, T, past + T] True where a query may look."""
+        grid, device = self.grids[level], self.levels[level].length.device
         pieces = []
-        if self.prompts is not None:
-            grid = torch.arange(self.prompts.width, device=self.prompt_length.device).expand(self.prompts.rows, -1)
-            pieces.append(grid[grid < self.prompt_length[:, None]])
-        if self.row_length is not None and self.parent is not None:
-            grid = torch.arange(self.rows.width, device=self.prompt_length.device).expand(self.rows.rows, -1)
-            inside = grid < self.row_length[:, None]
-            pieces.append((grid + self.prompt_length[self.parent, None])[inside])
-        return torch.cat(pieces)
+        for ancestor, rows in self.ancestors[level]:
+            length, width = blocks[ancestor]
+            sees = torch.arange(width, device=device) < length[rows, None]
+            pieces.append(sees[:, None, None].expand(-1, 1, grid.width, -1))
+        own = torch.ones(grid.width, grid.width, dtype=torch.bool, device=device).tril()
+        return torch.cat([*pieces, own.expand(grid.rows, 1, -1, -1)], -1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        out, split = [], self.prompt_tokens
-        if self.prompts is not None:
-            q, prefix_key, prefix_value = (self.prompts.spread(x[:, :split]) for x in (query, key, value))
-            allowed = self.causal.expand(len(q), 1, -1, -1)
-            out.append(self.prompts.collect(_grouped_attention(q, prefix_key, prefix_value, allowed, scale)))
-            self._keep(prefix_key, prefix_value)
-        else:
-            assert self.known is not None
-            prefix_key, prefix_value = self.known.keys[layer], self.known.values[layer]
-        if self.parent is not None:
-            q, k, v = (self.rows.spread(x[:, split:]) for x in (query, key, value))
-            if self.prompts is None:
-                self._keep(k, v)
-            k, v = torch.cat([prefix_key[self.parent], k], 2), torch.cat([prefix_value[self.parent], v], 2)
-            out.append(self.rows.collect(_grouped_attention(q, k, v, self.allowed, scale)))
-        return torch.cat(out) if len(out) > 1 else out[0]
-
-    def _keep(self, key: Tensor, value: Tensor) -> None:
-        if self.keep:
-            self.kept[0].append(key)
-            self.kept[1].append(value)
+        blocks = [] if self.known is None else [(self.known.keys[layer], self.known.values[layer])]
+        pieces = zip(*(x.split(self.tokens, 1) for x in (query, key, value)), strict=True)
+        out = []
+        for i, (q, k, v) in enumerate(pieces):
+            grid = self.grids[i]
+            own_key, own_value = grid.spread(k), grid.spread(v)
+            blocks.append((own_key, own_value))
+            keys = [blocks[a][0][rows] for a, rows in self.ancestors[i]]
+            values = [blocks[a][1][rows] for a, rows in self.ancestors[i]]
+            keys, values = torch.cat([*keys, own_key], 2), torch.cat([*values, own_value], 2)
+            out.append(grid.collect(_grouped_attention(grid.spread(q), keys, values, self.allowed[i], scale)))
+            if self.keep:
+                self.kept[i][0].append(own_key)
+                self.kept[i][1].append(own_value)
+        return torch.cat(out)
 
     def memory(self) -> KeyValues:
-        """Keys and values of the prefixes after the forward: of the prompts, or of the known prefixes with their rows."""
-        if self.known is None:
-            return KeyValues(*self.kept, self.prompt_length)
-        assert self.row_length is not None
-        return joined(self.known, KeyValues(*self.kept, self.row_length))
+        """Keys and values of the last level's rows with all before them."""
+        held = self.known
+        for level, (keys, values) in zip(self.levels, self.kept, strict=True):
+            own = KeyValues(keys, values, level.length)
+            held = own if level.parent is None or held is None else joined(held.rows(level.parent), own)
+        assert held is not None
+        return held
 
 
 class Decoding:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policyopt.models.attention import NAME, Decoding, KeyValues, Packed
+from policyopt.models.attention import NAME, Decoding, KeyValues, Level, Packed
 
 CHUNK_ELEMENTS = 1 << 23  # logits alive at once: 32 MiB in float32
 
@@ -28,15 +28,29 @@ def fed(tokens: Tensor) -> dict[str, Tensor]:
     return {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
 
 
-def decision_index(length: Tensor, mask: Tensor, parent: Tensor, prompt_length: Tensor) -> Tensor:
-    """Where, in the flat order [prompts, rows without their last token], the state before each masked action stands.
+SHARED_HEAD = 16  # tokens that prompts must begin with alike for a level of their own to pay
 
-    length [N], mask [N, T], parent [N] into prompt_length [U] → [number of True in mask]. The state before a row's
-    first action is the last token of its prompt.
+
+def shared_head(prompts: Sequence[Tensor]) -> int:
+    """How many tokens all prompts begin with alike (a system prompt, worked examples), always leaving each one token;
+    0 where it is not worth a level of its own."""
+    if len(prompts) < 2 or prompts[0].is_floating_point():
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    heads = torch.stack([prompt[:shortest] for prompt in prompts])
+    common = int((heads == heads[0]).all(0).cumprod(0).sum())
+    return common if common >= SHARED_HEAD else 0
+
+
+def decision_index(length: Tensor, mask: Tensor, parent: Tensor, prompt_length: Tensor, head: int = 0) -> Tensor:
+    """Where, in the flat order [head, prompts, rows without their last token], the state before each masked action is.
+
+    length [N], mask [N, T], parent [N] into prompt_length [U] (without the head) → [number of True in mask]. The state
+    before a row's first action is the last token of its prompt.
     """
-    last_of_prompt = prompt_length.cumsum(0) - 1
+    last_of_prompt = head + prompt_length.cumsum(0) - 1
     rows = (length - 1).clamp(min=0)
-    start = prompt_length.sum() + rows.cumsum(0) - rows
+    start = head + prompt_length.sum() + rows.cumsum(0) - rows
     step = torch.arange(mask.shape[1], device=mask.device)
     where = torch.where(step == 0, last_of_prompt[parent, None], start[:, None] + step - 1)
     return where[mask]
@@ -55,20 +69,20 @@ class SharedPrefixEngine:
         )
         return out.last_hidden_state[0]
 
-    def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Tensor, KeyValues]:
-        """Last hidden state [U, d] and keys and values of U token sequences, each computed once."""
-        length = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
-        layout = Packed(length, keep=True)
-        hidden = self._run(torch.cat(list(prefixes)), layout)
-        return hidden[length.cumsum(0) - 1], layout.memory()
+    def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Tensor, KeyValues, int]:
+        """Last hidden state [U, d], keys and values of U token sequences, and how many tokens were computed for it:
+        each sequence once, and what they all begin with once."""
+        levels, flat = _prompt_levels(prefixes)
+        layout = Packed(levels, keep=True)
+        hidden = self._run(torch.cat(flat), layout)
+        return hidden[levels[-1].length.cumsum(0) - 1 + sum(layout.tokens[:-1])], layout.memory(), len(hidden)
 
-    def resume(self, known: KeyValues, suffixes: Sequence[Tensor]) -> tuple[Tensor, KeyValues]:
+    def resume(self, known: KeyValues, suffixes: Sequence[Tensor]) -> tuple[Tensor, KeyValues, int]:
         """The same for sequences of which all but ``suffixes`` (one token or more each) is known."""
         length = torch.tensor([len(s) for s in suffixes], device=suffixes[0].device)
-        parent = torch.arange(len(length), device=length.device)
-        layout = Packed(known.length, length, parent, known, keep=True)
+        layout = Packed([Level(length, torch.arange(len(length), device=length.device))], known, keep=True)
         hidden = self._run(torch.cat(list(suffixes)), layout)
-        return hidden[length.cumsum(0) - 1], layout.memory()
+        return hidden[length.cumsum(0) - 1], layout.memory(), len(hidden)
 
     def decoder(self, memory: KeyValues, samples: int, capacity: int) -> SharedPrefixDecoder:
         return SharedPrefixDecoder(self, Decoding(memory, samples, capacity))
@@ -78,12 +92,22 @@ class SharedPrefixEngine:
     ) -> Tensor:
         """Hidden states before each masked action: prompts U, parent [N], actions [N, T], length [N], mask [N, T]
         → [number of True in mask, d], with gradient."""
-        prompt_length = torch.tensor([len(p) for p in prompts], device=actions.device)
+        levels, flat = _prompt_levels(prompts)
         rows = (length - 1).clamp(min=0)
-        layout = Packed(prompt_length, rows, parent)
-        flat = torch.cat([*prompts, actions[inside(rows, actions.shape[1])]])
-        hidden = self._run(flat, layout)
-        return hidden.index_select(0, decision_index(length, mask, parent, prompt_length))
+        layout = Packed([*levels, Level(rows, parent)])
+        hidden = self._run(torch.cat([*flat, actions[inside(rows, actions.shape[1])]]), layout)
+        head = layout.tokens[0] if len(levels) > 1 else 0
+        return hidden.index_select(0, decision_index(length, mask, parent, levels[-1].length, head))
+
+
+def _prompt_levels(prompts: Sequence[Tensor]) -> tuple[list[Level], list[Tensor]]:
+    """The prompts as one level, or as two where they share a head, and their tokens in flat order."""
+    device, head = prompts[0].device, shared_head(prompts)
+    length = torch.tensor([len(p) - head for p in prompts], device=device)
+    if not head:
+        return [Level(length)], list(prompts)
+    first = Level(torch.tensor([head], device=device))
+    return [first, Level(length, torch.zeros_like(length))], [prompts[0][:head], *(p[head:] for p in prompts)]
 
 
 class SharedPrefixDecoder:

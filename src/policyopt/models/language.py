@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from policyopt.models.attention import KeyValues
-from policyopt.models.engines import SharedPrefixEngine, token_logp
+from policyopt.models.engines import SharedPrefixEngine, shared_head, token_logp
 from policyopt.models.padded import Engine, PaddedEngine, agreeing_engine
 from policyopt.types import Message, Outputs, Prompt, Rollouts
 
@@ -321,10 +321,10 @@ class LanguagePolicy:
 
     def _prefill(self, given: Prefixes) -> tuple[Tensor, Any, int]:
         if given.known is None or given.version != self.version or isinstance(self.engine, PaddedEngine):
-            return (*self.engine.prefill(self._fed(given.tokens)), sum(map(len, given.tokens)))
+            return self.engine.prefill(self._fed(given.tokens))
         known = given.known.length.tolist()
         suffixes = [tokens[n:] for tokens, n in zip(given.tokens, known, strict=True)]
-        return (*self.engine.resume(given.known, self._fed(suffixes)), sum(map(len, suffixes)))
+        return self.engine.resume(given.known, self._fed(suffixes))
 
     # -- the forward
 
@@ -366,23 +366,23 @@ class LanguagePolicy:
         order = torch.arange(len(batch)) if batch.group is None else batch.group.argsort(stable=True).cpu()
         group = order if batch.group is None else batch.group.cpu()[order]
         own, prompt = batch.length.cpu()[order].tolist(), batch.prompt_length.cpu()[order].tolist()
+        head = shared_head([row[:n] for row, n in zip(batch.prompt[order], prompt, strict=True)])
         pieces: list[list[int]] = [[]]
-        filled, last = 0, None
-        for row, name, length, head in zip(order.tolist(), group.tolist(), own, prompt, strict=True):
-            cost = length + (head if name != last else 0)
+        filled, last = head, None
+        for row, name, length, asked in zip(order.tolist(), group.tolist(), own, prompt, strict=True):
+            cost = length + (asked - head if name != last else 0)
             if pieces[-1] and filled + cost > tokens:
                 pieces.append([])
-                filled, cost = 0, length + head
+                filled, cost = head, length + asked - head
             pieces[-1].append(row)
             filled, last = filled + cost, name
         return [torch.tensor(piece, device=batch.mask.device) for piece in pieces]
 
     def default_micro_batch(self) -> int:
-        """Tokens whose activations take about 0.75 GiB: some 34 numbers of the hidden width a layer and token."""
+        """Tokens whose activations take about 1 GiB: some 34 numbers of the hidden width a layer and token."""
         config = self.core.config.get_text_config()
         element = 4 if self.dtype == torch.float32 else 2
-        per_token = 34 * config.hidden_size * config.num_hidden_layers * element
-        return max(64, int(0.75 * 2**30 / per_token))
+        return max(64, 2**30 // (34 * config.hidden_size * config.num_hidden_layers * element))
 
     def default_learning_rate(self) -> float:
         """1e-3 for models under a million parameters, 1e-5 for larger ones, ten times that for low-rank adapters."""

@@ -48,7 +48,7 @@ def _checked(engine: Engine, scale: float) -> Tensor:
     mask = torch.arange(3, device=device) < length[:, None]
     states = engine.states(prompts, parent, actions, length, mask)
     trained = token_logp(states, head.weight, head.bias, actions[mask], scale)[0]
-    hidden, memory = engine.prefill(prompts)
+    hidden, memory, _ = engine.prefill(prompts)
     decoder = engine.decoder(memory, 2, 3)
     first = decoder.step(actions[:, 0])
     order = decoder.retain(torch.tensor([True, False, True, True], device=device))
@@ -65,13 +65,13 @@ class PaddedEngine:
         self.model = model
         model.set_attn_implementation("eager" if not getattr(model, "_supports_sdpa", True) else "sdpa")
 
-    def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Tensor, Any]:
+    def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Tensor, Any, int]:
         length = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
         tokens = pad_sequence(list(prefixes), batch_first=True, padding_side="left")
         mask = inside(length, tokens.shape[1]).flip(1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = self.model.base_model(**fed(tokens), attention_mask=mask.long(), position_ids=positions, use_cache=True)
-        return out.last_hidden_state[:, -1], (out.past_key_values, mask, length)
+        return out.last_hidden_state[:, -1], (out.past_key_values, mask, length), int(length.sum())
 
     def decoder(self, memory: Any, samples: int, capacity: int) -> PaddedDecoder:
         return PaddedDecoder(self.model, memory, samples)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
@@ -67,7 +68,7 @@ def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sa
         truncated=last & ~sampled.finished[:, None],
         group=torch.arange(count, device=device) // sampled.samples,
         prompt_id=torch.tensor(repeated, device=device),
-        scores={name: value.to(device) for name, value in scores.items()},
+        scores=TensorDict({name: value.to(device) for name, value in scores.items()}, [count]),  # rows follow an index
         prompt=prompt.repeat_interleave(sampled.samples, 0),
         prompt_length=prompt_length.repeat_interleave(sampled.samples),
         length=sampled.length,

