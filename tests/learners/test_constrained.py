@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from policyopt.learners.constrained import conjugate_gradient, flat_gradient, trust_region_step
 from policyopt.methods import c_morl
 from policyopt.models.control import MLP
-from policyopt.objectives.divergence import k3
+from policyopt.objectives.policy_gradient import k3
 from policyopt.problems.control.point_mass import PointMass
 from policyopt.rollouts.vector import Vector
 

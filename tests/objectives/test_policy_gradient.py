@@ -15,19 +15,8 @@ from torch import Tensor
 from policyopt.credit.groups import group_normalized, leave_one_out
 from policyopt.credit.returns import generalized_advantage
 from policyopt.objectives.divergence import EntropyBonus, ReferenceK2, ReferenceK3
-from policyopt.objectives.policy_gradient import (
-    Current,
-    FixedLength,
-    One,
-    PolicyGradient,
-    RatioClip,
-    SequenceMean,
-    SequenceRatio,
-    SequenceSum,
-    Shaped,
-    TokenMean,
-    WeightClip,
-)
+from policyopt.objectives.estimators import FixedLength, One, SequenceRatio, SequenceSum, Shaped, WeightClip
+from policyopt.objectives.policy_gradient import Current, PolicyGradient, RatioClip, SequenceMean, TokenMean
 from policyopt.types import Outputs, Rollouts, generator
 
 N, T, V = 6, 5, 7

@@ -12,7 +12,8 @@ import yaml
 from policyopt import api
 from policyopt.learners.update import Adam, Cosine
 from policyopt.methods import grpo, ppo, sft
-from policyopt.objectives.policy_gradient import RatioClip, SequenceMean, SequenceSum, TokenMean, WeightClip
+from policyopt.objectives.estimators import SequenceSum, WeightClip
+from policyopt.objectives.policy_gradient import RatioClip, SequenceMean, TokenMean
 from policyopt.training.config import describe, difference, flat, override
 from policyopt.types import Part
 

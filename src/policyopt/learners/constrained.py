@@ -14,8 +14,7 @@ from torch import Tensor
 
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner, minibatches
 from policyopt.learners.update import NonFinite
-from policyopt.objectives.divergence import k3
-from policyopt.objectives.policy_gradient import log_ratio
+from policyopt.objectives.policy_gradient import k3, log_ratio
 from policyopt.types import Budget, Rollouts
 
 DUAL_LIMIT = 1e4  # on the scale on which all gradients have length one: then the step is recovery alone

@@ -20,7 +20,8 @@ from torch import Tensor
 from policyopt.credit.groups import Credit, group_index, group_mean, over_steps, several
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.methods import grpo
-from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip, SequenceSum
+from policyopt.objectives.estimators import SequenceSum
+from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip
 from policyopt.types import Rollouts
 
 FAMILY = "language"

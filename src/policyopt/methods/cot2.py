@@ -27,14 +27,8 @@ from policyopt.learners.update import Adam
 from policyopt.methods import grpo
 from policyopt.models.language import LanguagePolicy, padded
 from policyopt.models.thoughts import ContinuousThoughts, Dirichlet, Expected, GeometricMultiToken, MultiToken, Thought
-from policyopt.objectives.policy_gradient import (
-    Aggregation,
-    Objective,
-    PolicyGradient,
-    RatioClip,
-    SequenceMean,
-    SequenceSum,
-)
+from policyopt.objectives.estimators import SequenceSum
+from policyopt.objectives.policy_gradient import Aggregation, Objective, PolicyGradient, RatioClip, SequenceMean
 from policyopt.rollouts.language import Groups, prompt_ids
 from policyopt.types import Budget, Clock, Collected, Collector, Loss, Outputs, Rollouts
 

@@ -17,15 +17,8 @@ from policyopt.credit.groups import GroupMean, GroupNormalized
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.divergence import ReferenceK3
-from policyopt.objectives.policy_gradient import (
-    FixedLength,
-    PolicyGradient,
-    RatioClip,
-    SequenceMean,
-    SequenceRatio,
-    TokenMean,
-    WeightClip,
-)
+from policyopt.objectives.estimators import FixedLength, SequenceRatio, WeightClip
+from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip, SequenceMean, TokenMean
 from policyopt.rollouts.language import Groups
 
 FAMILY = "baselines"

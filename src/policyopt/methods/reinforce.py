@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from policyopt.credit.groups import BatchBaseline, Outcome
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.objectives.policy_gradient import Current, PolicyGradient, SequenceSum
+from policyopt.objectives.estimators import SequenceSum
+from policyopt.objectives.policy_gradient import Current, PolicyGradient
 from policyopt.rollouts.language import Groups
 
 FAMILY = "baselines"

@@ -1,4 +1,4 @@
-"""Divergence estimators and the regularizers that are added to an objective, per step.
+"""Regularizers that are added to an objective, per step: divergences to a reference, entropy.
 
 Three estimators of KL(π‖reference) from samples of π (Schulman's names): with d = log reference - log π,
 
@@ -17,35 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from policyopt.types import Outputs, Part, Rollouts
-
-
-def k1(difference: Tensor) -> Tensor:
-    """-d, with d = log reference - log π."""
-    return -difference
-
-
-def k2(difference: Tensor) -> Tensor:
-    """d² / 2."""
-    return difference.square() / 2
-
-
-def k3(difference: Tensor) -> Tensor:
-    """exp(d) - 1 - d, never negative; computed with expm1, which is exact near 0."""
-    return difference.expm1() - difference
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regularizer(Part):
-    """A term per step, added with the shares of the objective. ``name`` is its key in the log: ``loss/<name>``."""
-
-    name: ClassVar[str] = "regularizer"
-    want: ClassVar[tuple[str, ...]] = ()
-    coefficient: float
-
-    def __call__(self, outputs: Outputs, batch: Rollouts) -> Tensor:
-        """→ [N, T] with gradient."""
-        raise NotImplementedError
+from policyopt.objectives.policy_gradient import Regularizer, k2, k3
+from policyopt.types import Outputs, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)

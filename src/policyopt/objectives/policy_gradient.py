@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from policyopt.objectives.divergence import Regularizer, k3
 from policyopt.parallel import all_sum
 from policyopt.types import Loss, Outputs, Part, Rollouts
 
@@ -27,6 +26,21 @@ def log_ratio(logp: Tensor, batch: Rollouts) -> Tensor:
     old = batch.old_logp if batch.old_logp is not None else batch.behaviour_logp
     assert old is not None
     return (logp - old).clamp(-RATIO_LIMIT, RATIO_LIMIT)
+
+
+def k1(difference: Tensor) -> Tensor:
+    """-d, with d = log reference - log π."""
+    return -difference
+
+
+def k2(difference: Tensor) -> Tensor:
+    """d² / 2."""
+    return difference.square() / 2
+
+
+def k3(difference: Tensor) -> Tensor:
+    """exp(d) - 1 - d, never negative; computed with expm1, which is exact near 0."""
+    return difference.expm1() - difference
 
 
 # -- denominators: what the likelihood gradient is divided by
@@ -59,43 +73,6 @@ class Behaviour(Denominator):
     def surrogate(self, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
         ratio = log_ratio(logp.detach(), batch).exp()
         return ratio, ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceRatio(Denominator):
-    """GSPO (arXiv 2507.18071, Eq. 7): the geometric mean of a row's importance ratios, the same for all its steps.
-
-    Its textbook gradient spreads s/|y| over the steps of a row; with ``SequenceMean`` the share 1/|y| is the aggregation's.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("behaviour_logp",)
-
-    def surrogate(self, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
-        difference = log_ratio(logp.detach(), batch) * batch.mask
-        mean = difference.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True).clamp(min=1)
-        ratio = mean.exp().expand_as(logp)
-        return ratio, ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class One(Denominator):
-    """Denominator 1: surrogate and weight π itself. The offline part of SRFT (arXiv 2506.19767)."""
-
-    def surrogate(self, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
-        probability = logp.detach().exp()
-        return probability, probability
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shaped(Denominator):
-    """Surrogate f(π) = π / (π + γ), weight π f'(π) = γ π / (π + γ)²: the offline part of LUFFY (arXiv 2504.14945)."""
-
-    gamma: float = 0.1
-
-    def surrogate(self, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
-        probability = logp.detach().exp()
-        shifted = probability + self.gamma
-        return probability / shifted, probability * self.gamma / shifted**2
 
 
 # -- stabilizations: which steps carry gradient
@@ -131,19 +108,6 @@ class RatioClip(Stabilization):
         return factor, value
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightClip(Stabilization):
-    """CISPO (arXiv 2506.13585, Eq. 4): the ratio is clipped as a weight, no step loses its gradient.
-    The textbook's value is -clip(ratio) · advantage · log π."""
-
-    low: float = 1.0
-    high: float = 0.28
-
-    def __call__(self, surrogate: Tensor, advantage: Tensor, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
-        weight = surrogate.clamp(1 - self.low, 1 + self.high)
-        return weight / surrogate, -weight * advantage * logp.detach()
-
-
 # -- aggregations: how steps add up
 
 
@@ -161,7 +125,8 @@ def counted(batch: Rollouts) -> Tensor:
     return batch.mask.float() if batch.weight is None else batch.mask * batch.weight
 
 
-def _rows(batch: Rollouts) -> Tensor:
+def row_count(batch: Rollouts) -> Tensor:
+    """Rows of the minibatch over all processes."""
     return all_sum(torch.tensor(float(len(batch)), device=batch.mask.device))
 
 
@@ -180,25 +145,23 @@ class SequenceMean(Aggregation):
 
     def __call__(self, batch: Rollouts) -> Tensor:
         count = counted(batch)
-        return count / count.sum(1, keepdim=True).clamp(min=1e-8) / _rows(batch)
+        return count / count.sum(1, keepdim=True).clamp(min=1e-8) / row_count(batch)
+
+
+# -- regularizers: what is added
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceSum(Aggregation):
-    """Mean over rows of the sum over a row's steps: the likelihood of a whole response (REINFORCE, RLOO)."""
+class Regularizer(Part):
+    """A term per step, added with the shares of the objective. ``name`` is its key in the log: ``loss/<name>``."""
 
-    def __call__(self, batch: Rollouts) -> Tensor:
-        return counted(batch) / _rows(batch)
+    name: ClassVar[str] = "regularizer"
+    want: ClassVar[tuple[str, ...]] = ()
+    coefficient: float
 
-
-@dataclass(frozen=True, kw_only=True)
-class FixedLength(Aggregation):
-    """Mean over rows of the sum over steps divided by one constant (Dr. GRPO, arXiv 2503.20783)."""
-
-    length: int = 1024
-
-    def __call__(self, batch: Rollouts) -> Tensor:
-        return counted(batch) / (_rows(batch) * self.length)
+    def __call__(self, outputs: Outputs, batch: Rollouts) -> Tensor:
+        """→ [N, T] with gradient."""
+        raise NotImplementedError
 
 
 # -- the objective

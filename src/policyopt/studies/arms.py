@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from policyopt import registry
-from policyopt.objectives.policy_gradient import Current, PolicyGradient, SequenceSum
+from policyopt.objectives.estimators import SequenceSum
+from policyopt.objectives.policy_gradient import Current, PolicyGradient
 from policyopt.training.loop import Cadence, Run, run
 from policyopt.types import Budget, Outputs, Rollouts
 
