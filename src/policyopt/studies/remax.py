@@ -101,7 +101,7 @@ def proximal() -> OnPolicy:
     )
 
 
-RATES = {"remax": 1e-3, "reinforce": 3e-4, "batch mean": 1e-3, "ppo": 1e-3}
+RATES = {"remax": 1e-3, "reinforce": 3e-4, "batch mean": 3e-4, "ppo": 3e-4}
 
 
 def penalized_return(result: Run, task: Any, seed: int) -> Mapping[str, float]:
