@@ -156,9 +156,9 @@ def _run(
         trackers=[TRACKERS[name](folder / name) for name in trackers],
         progress=progress,
     )
+    write_run_report(folder)
     if hasattr(result.learner.policy, "save"):
         result.learner.policy.save(folder / "policy")
-    write_run_report(folder)
     return result
 
 

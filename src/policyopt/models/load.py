@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from policyopt.models.language import LanguagePolicy
 from policyopt.models.tiny import SHIPPED, character_tokenizer, tiny_model
@@ -24,6 +25,7 @@ def load_policy(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    transformers_logging.disable_progress_bar()  # ours is enough
     name, _, options = spec.partition(":")
     if name == "tiny":
         model, tokenizer = _pretrained(str(SHIPPED))
@@ -93,6 +95,7 @@ def _smollm2() -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are dequantized: a saved copy must not claim otherwise
+    model.hf_quantizer = None
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
