@@ -31,7 +31,7 @@ from policyopt.training.loop import Cadence, Run, run
 from policyopt.types import Budget, Clock, Rollouts
 
 SAMPLES = 16
-RATES = {"bnpo": 1e-3, "grpo": 1e-3, "reinforce": 1e-3}
+RATES = {"bnpo": 3e-4, "grpo": 1e-3, "reinforce": 1e-3}
 
 
 def problem() -> Arithmetic:
