@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from policyopt import cli
+from policyopt import api, cli
 from policyopt.training.log import read_rows
 
 POLICY = "fresh:layers=1,width=16,heads=2"
@@ -25,6 +25,17 @@ FEW = ["--set", "collector.prompts=2", "collector.samples=2"]
 
 def train(out: Path, *more: str, method: str = "grpo", budget: str = "2-updates") -> int:
     return cli.main(["train", method, *SMALL, "--budget", budget, "--out", str(out), *FEW, *more])
+
+
+def short_page(folder: Path) -> Path:
+    """In the place of a page with a figure for each metric, which takes longer than the training."""
+    (folder / "report.html").write_text("short")
+    return folder / "report.html"
+
+
+@pytest.fixture(autouse=True)
+def _without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "write_run_report", short_page)
 
 
 @pytest.fixture(scope="module")

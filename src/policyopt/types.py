@@ -40,7 +40,7 @@ class Rollouts(TensorClass, nocast=True):
         discount        [N, T]     per transition; 0 cuts a return
         terminated, truncated [N, T]  an end of the episode; a cut by a limit, where a critic bootstraps
         group, prompt_id [N]       rows that share a prompt in this batch; the prompt's identity over epochs
-        scores          {name: [N]} unweighted components of the reward, and their weighted sum under "reward"
+        scores          TensorDict of {name: [N]}: unweighted components of the reward, and their weighted sum under "reward"
         segment         [N, T]     segment, turn or tree node
         legal           [N, T, A]  valid actions
         weight          [N, T]     counts in the loss AND in its divisor

@@ -9,7 +9,7 @@ from policyopt.credit.returns import GeneralizedAdvantage
 from policyopt.credit.weighted import ConstrainedAdvantage, WeightedAdvantage, relaxed
 from policyopt.learners.update import Schedule
 from policyopt.methods import c_morl
-from policyopt.methods.c_morl import AtRandom, InteriorPoint, LeastCrowded, TrustRegion
+from policyopt.methods.c_morl import InteriorPoint, LeastCrowded, TrustRegion
 from policyopt.models.archive import Archive
 from policyopt.models.control import MLP
 from policyopt.objectives.barrier import Barrier, log_barrier
@@ -24,6 +24,7 @@ from policyopt.objectives.pareto import (
 from policyopt.problems.control.environments import GymnasiumProblem
 from policyopt.problems.control.point_mass import PointMass
 from policyopt.rollouts.vector import Vector
+from policyopt.studies.c_morl import AtRandom
 from policyopt.training.loop import Cadence, run
 from policyopt.types import Budget, Outputs, Rollouts, generator
 

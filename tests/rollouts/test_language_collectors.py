@@ -164,3 +164,10 @@ def test_demonstrations_are_cut_at_the_end_of_the_context(policy: LanguagePolicy
     batch = demonstrations(policy, problem, [0])
     assert batch.length.tolist() == [3]
     assert policy.decode(batch.actions, batch.length) == [problem.demonstrations([0])[0][:3]]
+
+
+def test_scores_follow_their_rows(policy: LanguagePolicy) -> None:
+    batch = Groups(prompts=3, samples=2)(policy, Arithmetic(terms=2), Clock(seed=0)).batches["rollouts"]
+    marked = batch.replace(scores={**dict(batch.scores.items()), "place": torch.arange(6)})
+    assert batch[torch.tensor([4, 1])].scores["reward"].shape == (2,)
+    assert marked[torch.tensor([4, 1])].scores["place"].tolist() == [4, 1]

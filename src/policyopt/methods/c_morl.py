@@ -113,14 +113,6 @@ class LeastCrowded(Part):
         return [int(i) for i in np.argsort(-crowding_distance(front), kind="stable")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AtRandom(LeastCrowded):
-    """Selects candidates at random."""
-
-    def __call__(self, front: Front, rng: torch.Generator) -> list[int]:
-        return [int(i) for i in torch.randperm(len(front), generator=rng)]
-
-
 # -- method and learner
 
 
@@ -251,12 +243,8 @@ class CMORLLearner:
             return {"front/size": 0.0}
         volume = {} if reference is None else {"front/hypervolume": hypervolume(front, reference)}
         utility = expected_utility(front, self.test)
-        return {
-            "front/size": len(front),
-            "front/expected_utility": utility,
-            "front/sparsity": sparsity(front),
-            **volume,
-        }
+        spacing = sparsity(front)
+        return {"front/size": len(front), "front/expected_utility": utility, "front/sparsity": spacing, **volume}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -288,9 +276,7 @@ def _snapshot(learner: OnPolicyLearner) -> dict[str, Any]:
     scalings = [f"credit.{i}" for i, part in enumerate(learner.method.credit) if isinstance(part, RewardScaling)]
     moments = {path: state["memories"][path] for path in scalings if state["memories"][path]}  # empty before a step
     fresh = {path: {**m, "running": torch.zeros_like(m["running"])} for path, m in moments.items()}
-    return deepcopy(
-        {"policy": state["policy"], "optimizer": state["optimizer"], "critic": state["critic"], "memories": fresh}
-    )
+    return deepcopy({name: state[name] for name in ("policy", "optimizer", "critic")} | {"memories": fresh})
 
 
 def _restore(learner: OnPolicyLearner, snapshot: dict[str, Any]) -> None:

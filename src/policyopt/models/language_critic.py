@@ -34,18 +34,20 @@ class LanguageCritic:
         body = [p for p in self.policy.parameters() if id(p) not in head - tied]
         return [*body, *self.value_head.parameters()]
 
-    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
-        """value [N, T] of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
+    def value(self, batch: Rollouts) -> Tensor:
+        """[N, T] value of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
         value = self.value_head(self.policy.states(batch, batch.mask)).squeeze(-1).float()
-        blank = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        return Outputs(value=blank.masked_scatter(batch.mask, value), batch_size=batch.batch_size)
+        return torch.zeros(batch.mask.shape, device=batch.mask.device).masked_scatter(batch.mask, value)
+
+    def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
+        return Outputs(value=self.value(batch), batch_size=batch.batch_size)
 
     @torch.no_grad()
     def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
         """(value, next_value) [N, T]; nothing follows a row's last step, since a response is one episode."""
         value = torch.zeros(batch.mask.shape, device=batch.mask.device)
         for rows in self.micro_batches(batch, limit):
-            value[rows] = self.evaluate(batch[rows]).value
+            value = value.index_copy(0, rows, self.value(batch[rows]))
         return value, torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
 
     def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:

@@ -95,7 +95,7 @@ def _smollm2() -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are dequantized: a saved copy must not claim otherwise
-    model.hf_quantizer = None
+    vars(model).pop("hf_quantizer", None)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 

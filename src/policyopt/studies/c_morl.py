@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from policyopt.learners.update import Adam, Linear
 from policyopt.methods import c_morl
-from policyopt.methods.c_morl import CMORL, AtRandom, LeastCrowded
+from policyopt.methods.c_morl import CMORL, LeastCrowded
 from policyopt.models.archive import Archive
 from policyopt.models.control import MLP
-from policyopt.objectives.pareto import expected_utility, hypervolume, non_dominated, sparsity
+from policyopt.objectives.pareto import Front, expected_utility, hypervolume, non_dominated, sparsity
 from policyopt.problems.control.environments import GymnasiumProblem, episode_returns
 from policyopt.problems.control.point_mass import PointMass
 from policyopt.reports.figures import arm_points
@@ -56,6 +57,14 @@ def fresh_front(archive: Archive, problem: Any, starts: int) -> np.ndarray:
     ]
     front = np.array(returns)
     return front[non_dominated(front)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtRandom(LeastCrowded):
+    """The ablation: selects candidates at random."""
+
+    def __call__(self, front: Front, rng: torch.Generator) -> list[int]:
+        return [int(i) for i in torch.randperm(len(front), generator=rng)]
 
 
 @dataclass(frozen=True, kw_only=True)
