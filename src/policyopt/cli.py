@@ -223,10 +223,11 @@ class Report:
 
     def __call__(self) -> None:
         if self.claims:
-            from policyopt.reports.claims import write_claims
+            from policyopt.reports.claims import write_claims, write_verdicts
 
             write_claims(self.results, self.page)
-            console.print(f"wrote {self.page}")
+            pages = write_verdicts(self.results, self.page.parent / "methods")
+            console.print(f"wrote {self.page} and the verdicts on {len(pages)} pages")
         elif self.run is not None:
             from policyopt.reports.run import write_run_report
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from policyopt.reports.claims import BEGIN, END, claims_table, write_claims
+from policyopt.reports.claims import BEGIN, END, claims_table, write_claims, write_verdicts
 
 
 @pytest.fixture
@@ -41,3 +41,21 @@ def test_a_page_without_markers_is_an_error(results, tmp_path):
     with pytest.raises(ValueError, match="no place for the table"):
         write_claims(results, page)
     assert page.read_text() == "# Claims\n"
+
+
+def test_a_method_page_gets_its_verdict_once(results, tmp_path):
+    record = json.loads((results / "bnpo.json").read_text())
+    gates = [{**gate, "passed": passed} for gate, passed in zip(record["gates"], (False, None), strict=True)]
+    record |= {"gates": gates, "budget": "60 updates", "tuning": "three tries"}
+    (results / "bnpo.json").write_text(json.dumps(record))
+    (results / "alpha.json").unlink()
+    page = tmp_path / "bnpo.md"
+    page.write_text("# BNPO\n\n<!-- claim:bnpo -->\n\nafter\n")
+    assert write_verdicts(results, tmp_path) == [page]
+    once = page.read_text()
+    assert write_verdicts(results, tmp_path) == [page]
+    assert page.read_text() == once
+    assert once.startswith("# BNPO\n\n<!-- claim:bnpo -->\n**Verdict: not reproduced** over 3 seeds.")
+    assert "| reported | 0.123 [0.05, –] | no | failed |" in once
+    assert "| accuracy: bnpo − grpo > 0 | 0.123 [0.05, –] | yes | undecided |" in once
+    assert once.endswith("\n\nafter\n")
