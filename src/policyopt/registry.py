@@ -101,7 +101,10 @@ def policy(spec: str, problem: Any, **options: Any) -> Any:
 
     if hasattr(problem, "policy"):
         return problem.policy(spec, **options)
-    return load_policy(spec, **options) if isinstance(problem, LanguageProblem) else None
+    if not isinstance(problem, LanguageProblem):
+        return None
+    own = problem.tokenizer() if hasattr(problem, "tokenizer") else None  # a problem with words of its own
+    return load_policy(spec, tokenizer=own, **options)
 
 
 def studies() -> list[str]:

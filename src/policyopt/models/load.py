@@ -16,11 +16,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_policy(
-    spec: str, *, seed: int = 0, dtype: str = "float32", device: str | None = None, lora: int | None = None
+    spec: str,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    lora: int | None = None,
+    tokenizer: Any = None,
 ) -> LanguagePolicy:
     """``"tiny"``, ``"fresh"`` (``"fresh:layers=3,width=96"``), ``"smollm2"``, or a path or hub id of a causal model.
 
     lora: rank of a low-rank adapter to train instead of all weights (extra ``lora``). device None takes cuda where present.
+    tokenizer: for fresh models, in place of the character tokenizer.
     Raises ValueError for what can't be loaded, with the reason and what to do.
     """
     if dtype not in DTYPES:
@@ -30,7 +37,7 @@ def load_policy(
     if name == "tiny":
         model, tokenizer = _pretrained(str(SHIPPED))
     elif name == "fresh":
-        tokenizer = character_tokenizer()
+        tokenizer = tokenizer or character_tokenizer()
         model = tiny_model(seed, len(tokenizer), **_sizes(options))
     elif name == "smollm2":
         model, tokenizer = _smollm2()
