@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from policyopt import api, cli
+from policyopt.reports.claims import BEGIN, END
 from policyopt.training.log import read_rows
 
 POLICY = "fresh:layers=1,width=16,heads=2"
@@ -139,8 +140,9 @@ def test_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "<h2>Evaluation</h2>" in (trained / "report.html").read_text()
     (tmp_path / "results").mkdir()
     page = tmp_path / "claims.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
     assert cli.main(["report", "--claims", "--results", str(tmp_path / "results"), "--page", str(page)]) == 0
-    assert page.read_text()
+    assert "| method | paper | claim |" in page.read_text()
     assert cli.main(["report"]) == 1
     assert "which run?" in output(capsys)[1]
 
@@ -247,16 +249,16 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "negative budget": (["grpo", "--budget=-5-updates"], "cannot read the budget"),
     "policy folder": (["grpo", "--policy", "./nowhere"], "there is no model folder ./nowhere"),
     "fresh policy": (["grpo", "--policy", "fresh:layer=1"], "cannot read 'layer=1' of a fresh policy"),
-    "heads": (["grpo", "--policy", "fresh:width=10,heads=3"], "width"),
+    "heads": (["grpo", "--policy", "fresh:width=10,heads=3"], "heads"),
     "dtype": (["grpo", "--dtype", "float8"], "unknown dtype 'float8'"),
-    "device": (["grpo", "--device", "gpu"], "device"),
-    "threads": (["grpo", "--threads", "-1"], "threads"),
+    "device": (["grpo", "--device", "gpu"], "the device 'gpu' cannot be used"),
+    "threads": (["grpo", "--threads", "-1"], "threads must be positive, got -1"),
     "micro-batch": (["grpo", "--micro-batch", "0"], "micro_batch must be a positive number of tokens, got 0"),
     "micro-batch of a method without": (["stepmix", "--micro-batch", "8"], "has no field 'micro_batch'"),
     "tracker": (["grpo", "--tracker", "tensorbord"], "no tracker is called 'tensorbord'; did you mean tensorboard"),
     "config": (["--config", "nowhere.yaml"], "there is no nowhere.yaml"),
     "resume": (["--resume", "nowhere"], "there is no nowhere"),
-    "reward": (["grpo", "--reward", "rewards.py:good"], "reward"),
+    "reward": (["grpo", "--reward", "rewards.py:good"], "the problem arithmetic takes no rewards; dataset:… does"),
     "lora": (["grpo", "--lora", "0"], "rank of a low-rank adapter must be positive"),
 }
 
@@ -302,7 +304,7 @@ def test_a_model_without_a_tokenizer(trained: Path, tmp_path: Path, capsys: pyte
     [
         (["compare"], "which methods? For example: policyopt compare grpo rloo"),
         (["compare", "grpo", "rlo"], "no method is called 'rlo'; did you mean rloo"),
-        (["compare", "grpo", "--seeds", "0"], "seeds"),
+        (["compare", "grpo", "--seeds", "0"], "seeds must be positive, got 0"),
         (["methods", "grop"], "no method is called 'grop'; did you mean grpo"),
         (["diff", "grpo", "pppo"], "no method is called 'pppo'; did you mean ppo"),
         (["reproduce", "grop"], "no study is called 'grop'"),

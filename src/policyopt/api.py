@@ -52,6 +52,7 @@ class Settings:
 
     def build(self) -> tuple[Any, Any, Any]:
         """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
+        self.check_machine()
         method = self.configured()
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
         policy = registry.policy(
@@ -59,9 +60,18 @@ class Settings:
         )
         return method, problem, policy
 
-    def configured(self) -> Any:
-        """The method with its overrides, behind a warm start where there is one."""
-        method = registry.method(self.method)
+    def check_machine(self) -> None:
+        """Raises ValueError where there is no such device or number of threads."""
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be positive, got {self.threads}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"the device {self.device!r} cannot be used: {error}") from error
+
+    def configured(self, method: Any = None) -> Any:
+        """The named method (or the one given) with its overrides, behind a warm start where there is one."""
+        method = registry.method(self.method) if method is None else method
         for path, text in self.overrides.items():
             method = override(method, path, str(text))
         if self.micro_batch is not None:
@@ -99,7 +109,8 @@ def train(
     chosen = Settings(method=named[0], problem=named[1], policy=named[2], budget=str(budget), seed=seed, **settings)
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
-    method = registry.method(method) if isinstance(method, str) else method
+    chosen.check_machine()
+    method = chosen.configured(None if isinstance(method, str) else method)
     problem = (
         registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
     )
@@ -121,9 +132,10 @@ def train_from(
     """Train what ``settings`` name, into ``folder`` (which must be new unless ``resume``)."""
     if settings.threads is None:
         settings = replace(settings, threads=torch.get_num_threads())
-    torch.set_num_threads(settings.threads or 1)
     method, problem, policy = settings.build()
-    if settings.micro_batch is None and hasattr(policy, "default_micro_batch") and hasattr(method, "micro_batch"):
+    torch.set_num_threads(settings.threads or 1)
+    bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
+    if settings.micro_batch is None and bounded:
         settings = replace(settings, micro_batch=policy.default_micro_batch())
     if not resume:
         _write_config(settings, method, folder)
@@ -242,6 +254,8 @@ def compare(
 
     Runs that a former call finished in ``out`` are not trained again.
     """
+    if seeds < 1:
+        raise ValueError(f"seeds must be positive, got {seeds}")
     for name in names:
         registry.method(name)
     target = Path(out) if out is not None else Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -156,7 +156,10 @@ class Evaluate:
     def __call__(self) -> None:
         from policyopt import api
 
-        ks = [int(k) for k in self.pass_at.split(",") if k]
+        wanted = [k.strip() for k in self.pass_at.split(",") if k.strip()]
+        if not all(k.isdigit() for k in wanted):
+            raise ValueError(f"--pass-at needs numbers such as 1,8, got {self.pass_at!r}")
+        ks = [int(k) for k in wanted]
         for name, value in api.evaluate(self.run, pass_at=ks, seed=self.seed, best=self.best).items():
             console.print(f"{name:24s} {value:.4f}")
 

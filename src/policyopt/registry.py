@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
-    "signed-sum": ("policyopt.problems.language.mnns", "least non-negative signed sum of digits, for continuous thoughts"),
+    "signed-sum": (
+        "policyopt.problems.language.mnns",
+        "least non-negative signed sum of digits, for continuous thoughts",
+    ),
     "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
     "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
     "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),
@@ -90,7 +94,12 @@ def problem(spec: str, **options: Any) -> Any:
     name, _, rest = spec.partition(":")
     if name not in PROBLEMS:
         raise unknown("problem", name, list(PROBLEMS))
-    return import_module(PROBLEMS[name][0]).parse(rest, **{k: v for k, v in options.items() if v is not None})
+    parse = import_module(PROBLEMS[name][0]).parse
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in signature(parse).parameters:
+            raise ValueError(f"the problem {name} takes no {option}; dataset:… does")
+    return parse(rest, **given)
 
 
 def policy(spec: str, problem: Any, **options: Any) -> Any:

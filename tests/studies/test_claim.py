@@ -22,9 +22,11 @@ from policyopt.studies.claim import (
     Claim,
     Effect,
     Gate,
+    Metrics,
     Results,
     _sources,
     decide,
+    default_figure,
     every_seed,
     fingerprint,
     lower_bound,
@@ -354,3 +356,26 @@ def test_learning_curves_are_drawn_where_arms_return_them(tmp_path):
     drawing = (tmp_path / "bnpo.svg").read_text()
     assert "<!-- generated tokens -->" in drawing
     assert "<!-- bnpo (2 seeds) -->" in drawing
+
+
+def test_arms_without_curves_are_left_out_of_the_figure() -> None:
+    def learner(seed: int, smoke: bool) -> Metrics:
+        return {"accuracy": 0.5, "curve/x": [0.0, 1.0], "curve/accuracy": [0.1, 0.5]}
+
+    claim = Claim(
+        slug="mixed",
+        text="…",
+        paper="0000.00000",
+        arms={"learner": learner, "measure": learner},
+        gates=(lower_bound("accuracy", "learner", above=0.0),),
+        seeds=(0, 1),
+        budget="none",
+        tuning="none",
+    )
+    results = Results(
+        arms={"learner": {s: learner(s, False) for s in (0, 1)}, "measure": {0: {"spread": 1.0}, 1: {"spread": 2.0}}}
+    )
+    figure = default_figure(claim)(results)
+    labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert any("learner" in label for label in labels)
+    assert not any("measure" in label for label in labels)

@@ -303,3 +303,9 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     written(CHOSEN, tmp_path)
     with pytest.raises(ValueError, match="holds a run already: choose another folder"):
         written(CHOSEN, tmp_path)
+
+
+def test_settings_apply_to_a_method_object_as_well() -> None:
+    chosen = replace(CHOSEN, warm_start=2)
+    assert chosen.configured(grpo.dapo()) == chosen.configured()
+    assert CHOSEN.configured(sft.method()).optimizer.learning_rate == 3e-4

@@ -251,14 +251,15 @@ def default_figure(claim: Claim) -> Callable[[Results], Figure]:
     """Learning curves where the arms return them, else the seeds of every arm for each metric that a gate reads."""
 
     def draw(results: Results) -> Figure:
-        first = next((metrics for runs in results.arms.values() for metrics in runs.values()), {})
-        name = next(
-            (key.removeprefix("curve/") for key in first if key.startswith("curve/") and key != "curve/x"), None
-        )
-        if name is not None and "curve/x" in first:
-            return learning_curves(
-                {arm: results.curves(name, arm) for arm in results.arms}, xlabel=claim.axis, ylabel=name
-            )
+        curves = {
+            arm: next((key for key in metrics if key.startswith("curve/") and key != "curve/x"), "")
+            for arm, runs in results.arms.items()
+            if (metrics := next(iter(runs.values()), {})) and "curve/x" in metrics
+        }
+        if drawn := {arm: key.removeprefix("curve/") for arm, key in curves.items() if key}:
+            name = next(iter(drawn.values()))
+            same = {arm: results.curves(name, arm) for arm in drawn if drawn[arm] == name}
+            return learning_curves(same, xlabel=claim.axis, ylabel=name)
         thresholds = {gate.metric: gate.threshold for gate in claim.gates if gate.threshold is not None}
         metrics = dict.fromkeys(gate.metric for gate in claim.gates if gate.metric)
         points = {metric: {arm: _known(results, metric, arm) for arm in results.arms} for metric in metrics}

@@ -54,7 +54,7 @@ class Variant:
     balance: float = 1e-2
     per_sequence: bool = False
     z: float = 1e-3
-    steps: int = 600
+    steps: int = 400
     batch: int = 16
     learning_rate: float = 3e-3
 
@@ -233,6 +233,6 @@ claim = Claim(
         lower_bound("srp/8/gain", "policy-optimized", above=0.0, level=LEVEL, required=False),
     ),
     seeds=range(3),
-    budget="600 steps of 16 sequences of 256 tokens (2.5M tokens) an arm and seed",
+    budget="400 steps of 16 sequences of 256 tokens (1.6M tokens) an arm and seed",
     tuning="TODO",
 )
