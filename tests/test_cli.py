@@ -329,7 +329,7 @@ def test_wrong_calls_of_the_other_commands(
     ("arguments", "message"),
     [
         (["--pass-at", "1,x"], "--pass-at needs numbers such as 1,8, got '1,x'"),
-        (["--pass-at", "0"], "pass@0 needs k between 1"),
+        (["--pass-at", "0"], "pass@k needs a k of 1 or more, got 0"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_estimate(

@@ -137,6 +137,7 @@ def train_from(
     bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
     if settings.micro_batch is None and bounded:
         settings = replace(settings, micro_batch=policy.default_micro_batch())
+        method = settings.configured()
     if not resume:
         _write_config(settings, method, folder)
     return _run(method, problem, policy, settings, folder, progress=progress, trackers=trackers, resume=resume)
@@ -288,6 +289,8 @@ def load_run(folder: Path, best: bool = False) -> tuple[Any, Any]:
 
 def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, best: bool = False) -> dict[str, float]:
     """Held-out evaluation of a run: the problem's own, the greedy one, and pass@k for each k of ``pass_at``."""
+    if pass_at and min(pass_at) < 1:
+        raise ValueError(f"pass@k needs a k of 1 or more, got {min(pass_at)}")
     policy, problem = load_run(Path(folder), best)
     rng = generator(seed, "evaluate", 0, getattr(policy, "device", "cpu"))
     results: dict[str, float] = problem.evaluate(act_for(policy, problem, rng), rng)

@@ -31,10 +31,10 @@ def several(size: Tensor, what: str) -> None:
 
 
 def group_mean(reward: Tensor, group: Tensor) -> Tensor:
-    """Mean reward of each row's group [N]."""
+    """Mean reward of each row's group [N], summed in float64: equal rewards give exactly their value."""
     index, size = group_index(group)
-    total = torch.zeros(len(size), dtype=reward.dtype, device=reward.device).index_add_(0, index, reward)
-    return (total / size)[index]
+    total = torch.zeros(len(size), dtype=torch.float64, device=reward.device).index_add_(0, index, reward.double())
+    return (total / size)[index].to(reward.dtype)
 
 
 def group_deviation(reward: Tensor, group: Tensor) -> Tensor:

@@ -57,6 +57,9 @@ def _sizes(options: str) -> Mapping[str, int]:
         if key not in allowed or not value.isdigit():
             raise ValueError(f"cannot read {item!r} of a fresh policy: write {', '.join(f'{a}=N' for a in allowed)}")
         sizes[key] = int(value)
+    width, heads = sizes.get("width", 64), sizes.get("heads", 4)
+    if min([*sizes.values(), heads]) < 1 or width % heads:
+        raise ValueError(f"a fresh policy's width must be a multiple of its heads, got width {width} and {heads} heads")
     return sizes
 
 
