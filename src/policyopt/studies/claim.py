@@ -252,9 +252,9 @@ def default_figure(claim: Claim) -> Callable[[Results], Figure]:
 
     def draw(results: Results) -> Figure:
         curves = {
-            arm: next((key for key in metrics if key.startswith("curve/") and key != "curve/x"), "")
+            arm: next((key for key in logged if key.startswith("curve/") and key != "curve/x"), "")
             for arm, runs in results.arms.items()
-            if (metrics := next(iter(runs.values()), {})) and "curve/x" in metrics
+            if (logged := next(iter(runs.values()), {})) and "curve/x" in logged
         }
         if drawn := {arm: key.removeprefix("curve/") for arm, key in curves.items() if key}:
             name = next(iter(drawn.values()))

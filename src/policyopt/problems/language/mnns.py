@@ -79,7 +79,9 @@ class MinimumSignedSum(LanguageProblem):
 
     def __post_init__(self) -> None:
         if not 2 <= self.length <= 6:
-            raise ValueError(f"signed-sum: length={self.length} is not possible; expected 2 to 6 digits, 9^length instances")
+            raise ValueError(
+                f"signed-sum: length={self.length} is not possible; expected 2 to 6 digits, 9^length instances"
+            )
         object.__setattr__(self, "max_new_tokens", self.max_new_tokens or self.length + self.chain)
         object.__setattr__(self, "stop", self.stop or (() if self.chain else ("S",)))
 
