@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -394,6 +395,7 @@ def _cells(options: Options, one: Measured | None) -> tuple[str, str, str]:
 def main(options: Options) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the measurement's process, too
     console, models = Console(), dict[str, Any]()
     for model in ("tiny", "smollm2") if options.model == "both" else (options.model,):
         with saved(model, options) as setting:
