@@ -21,6 +21,10 @@ PROBLEMS = {
         "policyopt.problems.language.mnns",
         "least non-negative signed sum of digits, for continuous thoughts",
     ),
+    "bigrams": (
+        "policyopt.problems.language.bigrams",
+        "strings with a known true reward, for preferences with settable noise",
+    ),
     "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
     "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
     "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),

@@ -20,6 +20,8 @@ from torch import Tensor
 Message: TypeAlias = Mapping[str, str]
 Prompt: TypeAlias = str | Sequence[Message]
 Scores: TypeAlias = dict[str, Tensor]
+Ranking: TypeAlias = tuple[Sequence[str], Sequence[float]]
+"""Responses to one prompt and their scores (higher is better), the best one first; a pair is (chosen, rejected), (1, 0)."""
 
 
 ABSENT: Any = None
@@ -28,6 +30,9 @@ ABSENT: Any = None
 
 class Rollouts(TensorClass, nocast=True):
     """Experience, batch size [N]: a row is one response, or T consecutive steps of one environment.
+
+    Preference data have this form too: the rows of a group are the responses to one prompt, and the score "reward" ranks
+    them. So one forward shares their prompt, and what was sampled and what was written down are learned from alike.
 
     A step is one DECISION: a token, an action, a point of a simplex. Rows are stored padded on the right, once.
 
@@ -44,10 +49,12 @@ class Rollouts(TensorClass, nocast=True):
         segment         [N, T]     segment, turn or tree node
         legal           [N, T, A]  valid actions
         weight          [N, T]     counts in the loss AND in its divisor
-        share           [N, T, 2]  each step's share of the loss, and of a mean over active steps (set by the objective)
+        share           [N, T, 2]  each step's share of the loss, and of a mean over active steps (set by the objective;
+                        preferences: [N, 2], each list's share of the loss, and of a mean over lists)
         observations, next_observations [N, T, S…]
         old_logp        [N, T]     centre of the importance ratio (the behaviour's where None)
         value, next_value, returns, ref_logp, entropy, advantage [N, T]
+        guide_logp      [N, T]     log-probability under a further model: a teacher, a source of token rewards
     Language
         prompt          [N, P]     prompt token ids, padded on the right
         prompt_length   [N]
@@ -75,6 +82,7 @@ class Rollouts(TensorClass, nocast=True):
     next_value: Tensor = ABSENT
     returns: Tensor = ABSENT
     ref_logp: Tensor = ABSENT
+    guide_logp: Tensor = ABSENT
     entropy: Tensor = ABSENT
     advantage: Tensor = ABSENT
     prompt: Tensor = ABSENT
@@ -83,23 +91,6 @@ class Rollouts(TensorClass, nocast=True):
 
     def __len__(self) -> int:
         return int(self.batch_size[0])
-
-
-class Preferences(TensorClass, nocast=True):
-    """Lists of K ≥ 2 responses to one prompt, batch size [N]; pairs are K = 2 with the chosen response first.
-
-    responses [N, K, T], length [N, K], scores [N, K] (higher is better), prompt [N, P], prompt_length [N], prompt_id [N];
-    ref_logp [N, K] are the reference policy's sequence log-probabilities, None until annotated.
-    """
-
-    prompt: Tensor
-    prompt_length: Tensor
-    responses: Tensor
-    length: Tensor
-    scores: Tensor
-    prompt_id: Tensor = ABSENT
-    ref_logp: Tensor = ABSENT
-    weight: Tensor = ABSENT
 
 
 class Transitions(TensorClass, nocast=True):
@@ -274,6 +265,10 @@ class Collector(Part):
 
     def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
         raise NotImplementedError
+
+    def held_out(self, policy: Any, problem: Any) -> Any:
+        """A held-out batch of the same form, on which the objective is measured at evaluations; None: there is none."""
+        return None
 
 
 class Policy(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -100,25 +100,38 @@ class OnPolicyLearner:
         self.models = {f"annotators.{i}": part.build(policy, seed) for i, part in enumerate(method.annotators)}
         self.critic = None if method.critic is None else method.critic.build(policy, seed)
         self.optimizer = method.optimizer.build(policy.parameters(), default_learning_rate(policy))
-        parts = {"collector": method.collector, **{f"credit.{i}": part for i, part in enumerate(method.credit)}}
+        named = {"annotators": method.annotators, "credit": method.credit}
+        parts: dict[str, Part] = {f"{name}.{i}": part for name, many in named.items() for i, part in enumerate(many)}
+        parts["collector"] = method.collector
         self.memories = {path: memory for path, part in parts.items() if (memory := part.memory()) is not None}
 
     def step(self) -> dict[str, Tensor | float]:
         """Collect once, then all updates on what was collected."""
         collected = self.method.collector(self.policy, self.problem, self.clock, self.memories.get("collector"))
         batches = dict(collected.batches)
+        for name, objective in self.method.objectives.items():
+            batches[name] = self._annotated(batches[name], objective.needs)
         batches["rollouts"] = self._credited(batches["rollouts"])
         updates = []
         for epoch in range(self.method.epochs):
             order = self.clock.generator(f"minibatches-{epoch}")
-            updates += [self._update(pieces) for pieces in minibatches(batches, self.method.minibatches, order)]
+            whole = self.method.objective.whole_groups
+            pieces = minibatches(batches, self.method.minibatches, order, whole)
+            updates += [self._update(piece) for piece in pieces]
         metrics = {**collected.metrics, **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]}}
         self.clock.advance(metrics, self.budget)
         return metrics
 
-    def _credited(self, batch: Rollouts) -> Rollouts:
+    def _annotated(self, batch: Rollouts, wanted: Sequence[str] | None = None) -> Rollouts:
+        """With the columns of all annotators, or of those that give a column that is ``wanted``."""
         for i, annotator in enumerate(self.method.annotators):
-            batch = annotator(batch, self.policy, self.models[f"annotators.{i}"], self.limit)
+            path = f"annotators.{i}"
+            if wanted is None or set(annotator.gives) & set(wanted):
+                batch = annotator(batch, self.policy, self.models[path], self.limit, self.memories.get(path))
+        return batch
+
+    def _credited(self, batch: Rollouts) -> Rollouts:
+        batch = self._annotated(batch)
         if self.critic is not None:
             batch = self.critic.annotate(batch, self.limit)
         for i, credit in enumerate(self.method.credit):
@@ -131,7 +144,7 @@ class OnPolicyLearner:
         total = torch.zeros((), device=self.policy.device)
         for name, objective in {"rollouts": self.method.objective, **self.method.objectives}.items():
             batch = objective.prepare(pieces[name])
-            for rows in self.policy.micro_batches(batch, self.limit):
+            for rows in self._pieces(objective, batch):
                 micro = batch[rows]
                 loss = objective(self.policy.evaluate(micro, objective.want()), micro)
                 loss.value.backward()
@@ -142,6 +155,30 @@ class OnPolicyLearner:
         if self.critic is not None:
             metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
         return metrics
+
+    def _pieces(self, objective: Objective, batch: Rollouts) -> list[Tensor]:
+        """The rows of the micro-batches."""
+        pieces: list[Tensor] = (
+            self.policy.micro_batches(batch, self.limit, whole=True)
+            if objective.whole_groups
+            else self.policy.micro_batches(batch, self.limit)
+        )
+        return pieces
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Tensor | float]:
+        """The objective's metrics on held-out data, ``eval/<name>``, where the collector has such data."""
+        held_out = self.method.collector.held_out(self.policy, self.problem)
+        if held_out is None:
+            return {}
+        objective = self.method.objective
+        batch = objective.prepare(self._annotated(held_out))
+        sums: dict[str, Tensor | float] = {}
+        for rows in self._pieces(objective, batch):
+            micro = batch[rows]
+            for key, value in objective(self.policy.evaluate(micro, objective.want()), micro).metrics.items():
+                sums[key] = sums.get(key, 0.0) + value
+        return {f"eval/{key.replace('/', '_')}": value for key, value in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -165,18 +202,35 @@ class OnPolicyLearner:
             self.memories[path].load_state_dict(memory)
 
 
-def minibatches(batches: Mapping[str, Any], count: int, rng: torch.Generator) -> Iterator[dict[str, Any]]:
-    """``count`` pieces of every named batch, in random order; rows of a group stay side by side (they share a prompt)."""
+def minibatches(
+    batches: Mapping[str, Any], count: int, rng: torch.Generator, whole: bool = False
+) -> Iterator[dict[str, Any]]:
+    """``count`` pieces of every named batch, in random order; rows of a group stay side by side (they share a prompt).
+
+    ``whole``: a group is never divided.
+    """
     if count == 1:
         yield dict(batches)
         return
-    orders = {}
+    pieces = {}
     for name, batch in batches.items():
-        if len(batch) < count:
-            raise ValueError(f"{count} minibatches need at least as many rows, but {name} has {len(batch)}")
         group = getattr(batch, "group", None)
         index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
-        key = torch.rand(int(index.max()) + 1, generator=rng)[index]
-        orders[name] = key.argsort(stable=True).to(batch.device or "cpu").tensor_split(count)
+        groups = int(index.max()) + 1
+        if (groups if whole else len(batch)) < count:
+            what = "groups" if whole else "rows"
+            raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
+        key = torch.rand(groups, generator=rng)
+        order = key[index].argsort(stable=True)
+        ends = torch.arange(len(batch)).tensor_split(count)
+        if whole:
+            ends = list(torch.arange(len(batch)).split(_sizes(index, key, count)))
+        pieces[name] = [order[piece].to(batch.device or "cpu") for piece in ends]
     for i in range(count):
-        yield {name: batch[orders[name][i]] for name, batch in batches.items()}
+        yield {name: batch[pieces[name][i]] for name, batch in batches.items()}
+
+
+def _sizes(index: Tensor, key: Tensor, count: int) -> list[int]:
+    """Rows of ``count`` pieces with equally many groups, in the order of the groups' keys; index [N] into groups."""
+    rows = index.bincount()[key.argsort(stable=True)]
+    return [int(piece.sum()) for piece in rows.tensor_split(count)]

@@ -15,12 +15,14 @@ from policyopt.types import Budget, Clock, Learner, Part
 class Stage(Part):
     """One learner of a sequence, run ``until`` its own budget is spent (None: to the end of the whole budget).
 
-    ``build`` may be overridden to make the learner from what the finished stages left (``artifacts``: name → learner).
+    It starts from the former stage's policy, with ``restart`` from the policy that was given in the beginning. ``build``
+    may be overridden to make the learner from what the finished stages left (``artifacts``: name → learner).
     """
 
     name: str
     method: Any
     until: Budget | None = None
+    restart: bool = False
 
     def build(
         self, artifacts: Mapping[str, Learner], problem: Any, policy: Any, seed: int, budget: Budget | None
@@ -54,6 +56,7 @@ class StagesLearner:
     def __init__(self, method: Stages, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         self.method, self.problem, self.seed, self.budget = method, problem, seed, budget
         self.first_policy = policy
+        self.given = policy.copied() if any(stage.restart for stage in method.stages) else None
         self.clock = Clock(seed=seed)
         self.artifacts: dict[str, Learner] = {}
         self.position = 0
@@ -69,6 +72,9 @@ class StagesLearner:
 
     def _build(self) -> Learner:
         policy = self.artifacts[self._former()].policy if self.artifacts else self.first_policy
+        if self.stage.restart and self.artifacts:
+            assert self.given is not None
+            policy = self.given.copied()
         return self.stage.build(self.artifacts, self.problem, policy, self.seed + self.position, self.budget)
 
     def _former(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -361,21 +362,26 @@ class LanguagePolicy:
             batch_size=batch.batch_size,
         )
 
-    def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
-        """Row indices of pieces with at most ``tokens`` tokens (one row at least); rows of a group stay side by side."""
-        order = torch.arange(len(batch)) if batch.group is None else batch.group.argsort(stable=True).cpu()
-        group = order if batch.group is None else batch.group.cpu()[order]
-        own, prompt = batch.length.cpu()[order].tolist(), batch.prompt_length.cpu()[order].tolist()
-        head = shared_head([row[:n] for row, n in zip(batch.prompt[order], prompt, strict=True)])
-        pieces: list[list[int]] = [[]]
-        filled, last = head, None
-        for row, name, length, asked in zip(order.tolist(), group.tolist(), own, prompt, strict=True):
-            cost = length + (asked - head if name != last else 0)
-            if pieces[-1] and filled + cost > tokens:
+    def micro_batches(self, batch: Rollouts, tokens: int, whole: bool = False) -> list[Tensor]:
+        """Row indices of pieces with at most ``tokens`` tokens (one row at least); rows of a group stay side by side.
+
+        ``whole``: a group is never divided, and a piece holds one at least.
+        """
+        names = list(range(len(batch))) if batch.group is None else batch.group.tolist()
+        order = sorted(range(len(batch)), key=names.__getitem__)
+        own, prompt = batch.length.tolist(), batch.prompt_length.tolist()
+        head = shared_head([row[:n] for row, n in zip(batch.prompt, prompt, strict=True)])
+        parts = [list(rows) for _, rows in groupby(order, names.__getitem__)] if whole else [[row] for row in order]
+        pieces: list[list[int]] = []
+        filled, last = tokens, None  # full, so that the first part begins a piece
+        for part in parts:
+            name, cost, asked = names[part[0]], sum(own[row] for row in part), prompt[part[0]] - head
+            shared = name == last
+            if filled + cost + (0 if shared else asked) > tokens:
                 pieces.append([])
-                filled, cost = head, length + asked - head
-            pieces[-1].append(row)
-            filled, last = filled + cost, name
+                filled, shared = head, False
+            pieces[-1] += part
+            filled, last = filled + cost + (0 if shared else asked), name
         return [torch.tensor(piece, device=batch.mask.device) for piece in pieces]
 
     def default_micro_batch(self) -> int:
@@ -392,14 +398,18 @@ class LanguagePolicy:
 
     # -- other networks of the same shape
 
+    def copied(self) -> LanguagePolicy:
+        """A policy of its own with the present weights."""
+        shared = isinstance(self.engine, SharedPrefixEngine)
+        return LanguagePolicy(
+            deepcopy(self.model), self.tokenizer, temperature=self.temperature, shared_prefixes=shared
+        )
+
     def frozen_copy(self) -> LanguagePolicy:
         """The same policy with its present weights, never trained."""
-        return LanguagePolicy(
-            deepcopy(self.model).requires_grad_(False),
-            self.tokenizer,
-            temperature=self.temperature,
-            shared_prefixes=isinstance(self.engine, SharedPrefixEngine),
-        )
+        copied = self.copied()
+        copied.model.requires_grad_(False)
+        return copied
 
     def critic(self, seed: int) -> Any:
         """A value network that starts from the policy's present weights."""

@@ -169,7 +169,12 @@ class Regularizer(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Part):
-    """outputs + batch → loss. ``prepare`` runs once on the whole minibatch, the call on each micro-batch of it."""
+    """outputs + batch → loss. ``prepare`` runs once on the whole minibatch, the call on each micro-batch of it.
+
+    ``whole_groups``: rows of a group must come together, because their terms can't be told apart.
+    """
+
+    whole_groups: ClassVar[bool] = False
 
     def want(self) -> tuple[str, ...]:
         """What the policy has to evaluate."""

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
-from policyopt.types import Clock, Collected, Collector, Rollouts, Scores, generator
+from policyopt.types import Clock, Collected, Collector, Prompt, Rollouts, Scores, generator
 
 
 @lru_cache(maxsize=4)
@@ -150,21 +150,31 @@ class Demonstrations(Collector):
 
 def demonstrations(policy: LanguagePolicy, problem: Any, ids: Sequence[int]) -> Rollouts:
     """The demonstrations of the prompts ``ids`` as rows; cut where they would leave the model's context."""
+    texts = problem.demonstrations(ids)
+    batch, _ = written_rows(policy, problem.prompts(ids), range(len(texts)), texts, policy.context)
+    return batch.replace(prompt_id=torch.tensor(ids, device=policy.device))
+
+
+def written_rows(
+    policy: LanguagePolicy, prompts: Sequence[Prompt], owner: Sequence[int], texts: Sequence[str], limit: int
+) -> tuple[Rollouts, float]:
+    """Given responses as rows: ``texts[n]`` answers ``prompts[owner[n]]``; and the share of them that was cut.
+
+    The end token stands behind each. A row keeps its first ``limit`` tokens, fewer where the context ends.
+    """
     end = policy.end_tokens[:1].tolist()
-    prompts = policy.encode(problem.prompts(ids))
-    texts = policy.tokenizer(problem.demonstrations(ids), add_special_tokens=False)["input_ids"]
-    rows = [
-        torch.tensor((ids + end)[: policy.context - len(prompt)], device=policy.device)
-        for ids, prompt in zip(texts, prompts, strict=True)
-    ]
+    encoded = policy.encode(prompts)
+    tokens = [ids + end for ids in policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    room = [min(limit, policy.context - len(encoded[i])) for i in owner]
+    rows = [torch.tensor(ids[:most], device=policy.device) for ids, most in zip(tokens, room, strict=True)]
     actions, length = padded(rows)
-    prompt, prompt_length = padded(prompts)
-    return Rollouts(
+    prompt, prompt_length = padded([encoded[i] for i in owner])
+    batch = Rollouts(
         actions=actions,
         mask=torch.arange(actions.shape[1], device=policy.device) < length[:, None],
-        prompt_id=torch.tensor(ids, device=policy.device),
         prompt=prompt,
         prompt_length=prompt_length,
         length=length,
         batch_size=[len(rows)],
     )
+    return batch, sum(len(ids) > most for ids, most in zip(tokens, room, strict=True)) / len(tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from policyopt.training.checkpoint import Checkpoints, save, to_device
 from policyopt.training.log import JsonLines, Tracker, numbers, read_rows
 from policyopt.types import Budget, Learner, Prompt, generator
 
-SHOWN = ("eval/accuracy", "eval/return", "reward/mean", "loss/policy", "policy/entropy")
+SHOWN = ("eval/accuracy", "eval/return", "eval/preference_accuracy", "reward/mean", "loss/policy", "policy/entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,6 @@ class _Loop:
         self.trackers = trackers
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
         self.checkpoints = None if out is None else Checkpoints(out / "checkpoints")
         self.metrics = None if out is None else JsonLines(out / "metrics.jsonl")
         self.sample_log = None if out is None else JsonLines(out / "samples.jsonl")
@@ -183,7 +181,7 @@ class _Loop:
         act = act_for(policy, self.problem, rng)
         remembering = _Remembering(act) if hasattr(policy, "extend") else None
         with torch.no_grad():
-            row = numbers(self.problem.evaluate(remembering or act, rng))
+            row = numbers({**self.problem.evaluate(remembering or act, rng), **self._held_out()})
         if remembering is not None:
             self._keep_samples(step, remembering.seen)
         score = next((row[name] for name in SHOWN if name in row), None)
@@ -192,6 +190,11 @@ class _Loop:
             if self.checkpoints is not None and step > 0:
                 self.checkpoints.save_best(self._state())
         return {**row, "time/evaluation": time.perf_counter() - started}
+
+    def _held_out(self) -> Mapping[str, Any]:
+        """What the learner itself says of held-out data, where it has something to say (preference accuracy, …)."""
+        evaluate = getattr(self.learner, "evaluate", None)
+        return {} if evaluate is None else evaluate()
 
     def _keep_samples(self, step: int, seen: list[tuple[Prompt, str]]) -> None:
         kept = [{"prompt": str(prompt), "response": text} for prompt, text in seen]

@@ -140,7 +140,7 @@ def test_a_readable_wrong_answer() -> None:
 @pytest.mark.parametrize("text", VARIANTS)
 def test_hints_are_growing_prefixes_of_a_right_response(text: str) -> None:
     problem = arithmetic.parse(text)
-    right = [chosen for chosen, _ in problem.preferences(IDS)]
+    right = [chosen for (chosen, _), _ in problem.rankings(IDS)]
     assert problem.hints(IDS, 0.0) == [""] * len(IDS)
     assert problem.hints(IDS, 1.0) == [response.split(";")[0] + ";" for response in right]
     for hint, response, chain in zip(problem.hints(IDS, 0.5), right, problem.chains(IDS), strict=True):
@@ -151,16 +151,16 @@ def test_hints_are_growing_prefixes_of_a_right_response(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", VARIANTS)
-def test_preferences_are_right_and_wrong(text: str) -> None:
+def test_rankings_are_right_and_wrong(text: str) -> None:
     problem = arithmetic.parse(text)
-    chosen, rejected = map(list, zip(*problem.preferences(IDS), strict=True))
+    chosen, rejected = map(list, zip(*(pair for pair, _ in problem.rankings(IDS)), strict=True))
     assert problem.score(IDS, chosen)["accuracy"].mean() == 1
     assert problem.score(IDS, rejected)["accuracy"].mean() == 0
     assert problem.score(IDS, rejected)["format"].mean() == 1
 
 
 def test_a_rejected_response_has_one_slip() -> None:
-    for _, rejected in Arithmetic(wordiness=1, terms=5).preferences(IDS):
+    for (_, rejected), _ in Arithmetic(wordiness=1, terms=5).rankings(IDS):
         steps = [step.split("=") for step in rejected.split(";")[0].split(",")]
         assert sum(worked(left, 10) != int(right) for left, right in steps) == 1
 
@@ -244,7 +244,7 @@ def test_bad_options_are_refused_before_work_starts(text: str, message: str) -> 
 
 
 def test_ids_outside_a_split_are_refused() -> None:
-    for call in (Arithmetic().prompts, Arithmetic().demonstrations, Arithmetic().preferences):
+    for call in (Arithmetic().prompts, Arithmetic().demonstrations, Arithmetic().rankings):
         with pytest.raises(ValueError, match="ids of the split 'test' are 0 to 999"):
             call([1000], "test")
 

@@ -122,12 +122,12 @@ def test_demonstrations_and_preferences_come_from_columns() -> None:
     plain = DatasetProblem(name="x", train=ROWS[:2], test=ROWS[2:])
     assert plain.demonstrations([0, 1]) == ["1", "2"]
     with pytest.raises(ValueError, match="has no preferences"):
-        plain.preferences([0])
+        plain.rankings([0])
     reply = [{"role": "assistant", "content": "good"}]
     rows = [{"prompt": str(i), "completion": reply, "answer": "x", "chosen": reply, "rejected": "bad"} for i in "ab"]
     full = DatasetProblem(name="x", train=rows[:1], test=rows[1:])
     assert full.demonstrations([0]) == ["good"]
-    assert full.preferences([0], "test") == [("good", "bad")]
+    assert full.rankings([0], "test") == [(("good", "bad"), (1.0, 0.0))]
     bare = DatasetProblem(name="x", train=[{"prompt": "a"}], test=[{"prompt": "b"}])
     with pytest.raises(ValueError, match="has no demonstrations"):
         bare.demonstrations([0])

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from policyopt.problems.language.base import LanguageProblem, read_options
-from policyopt.types import Prompt, Scores
+from policyopt.types import Prompt, Ranking, Scores
 
 ALPHABET = "0123456789+-*=,;<>?"
 """Every character that the family's prompts, responses and tool replies use."""
@@ -135,10 +135,10 @@ class Arithmetic(LanguageProblem):
         self.check(ids, split)
         return [_first_steps(self._right(index, split), share) for index in ids]
 
-    def preferences(self, ids: Sequence[int], split: str = "train") -> list[tuple[str, str]]:
+    def rankings(self, ids: Sequence[int], split: str = "train") -> list[Ranking]:
         """For each prompt a right response and one with a slip in one step and, from it, a wrong answer."""
         self.check(ids, split)
-        return [(self._right(index, split), self._wrong(index, split)) for index in ids]
+        return [((self._right(index, split), self._wrong(index, split)), (1.0, 0.0)) for index in ids]
 
     def _templates(self, steps: int, rng: Random) -> list[str]:
         """How each step of a demonstration is written."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from policyopt.types import Prompt, Scores
+from policyopt.types import Prompt, Ranking, Scores
 
 Act: TypeAlias = Callable[[list[Prompt], int, bool], list[list[str]]]
 
@@ -72,13 +72,23 @@ class LanguageProblem(ABC):
         """
         raise ValueError(f"the problem {self.name!r} has no demonstrations; imitation needs a problem that has some")
 
-    def preferences(self, ids: Sequence[int], split: str = "train") -> list[tuple[str, str]]:
-        """A chosen and a rejected response to each prompt.
+    def rankings(self, ids: Sequence[int], split: str = "train") -> list[Ranking]:
+        """Responses to each prompt with their scores, the best first; a pair is ((chosen, rejected), (1, 0)).
 
         Raises:
             ValueError: the problem has none.
         """
         raise ValueError(f"the problem {self.name!r} has no preferences; choose a problem that has some")
+
+    def preferred(
+        self, ids: Sequence[int], first: Sequence[str], second: Sequence[str], split: str = "train"
+    ) -> Tensor:
+        """The probability that the first response is preferred to the second, [N]: Bradley-Terry's of the reward.
+
+        A problem with preferences of another kind, such as intransitive ones, says its own.
+        """
+        difference = self.score(ids, first, split)["reward"] - self.score(ids, second, split)["reward"]
+        return difference.sigmoid()
 
     def evaluate(self, act: Act, rng: torch.Generator) -> dict[str, float]:
         """Mean held-out scores, one sampled response a prompt: ``eval/<component>``; the metric is ``eval/accuracy``.

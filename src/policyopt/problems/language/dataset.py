@@ -19,7 +19,7 @@ import torch
 
 from policyopt.problems.language.base import Act, LanguageProblem, choose, read_options
 from policyopt.problems.language.rewards import RewardFunction, call, check_arguments, load_function, parse_rewards
-from policyopt.types import Prompt, Scores
+from policyopt.types import Prompt, Ranking, Scores
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -93,12 +93,13 @@ class DatasetProblem(LanguageProblem):
             return super().demonstrations(ids, split)
         return [self._text(index, column, split) for index in ids]
 
-    def preferences(self, ids: Sequence[int], split: str = "train") -> list[tuple[str, str]]:
+    def rankings(self, ids: Sequence[int], split: str = "train") -> list[Ranking]:
         """The columns ``chosen`` and ``rejected``."""
         self.check(ids, split)
         if not {"chosen", "rejected"} <= set(self.train[0]):
-            return super().preferences(ids, split)
-        return [(self._text(index, "chosen", split), self._text(index, "rejected", split)) for index in ids]
+            return super().rankings(ids, split)
+        pairs = [(self._text(index, "chosen", split), self._text(index, "rejected", split)) for index in ids]
+        return [(pair, (1.0, 0.0)) for pair in pairs]
 
     def evaluate(self, act: Act, rng: torch.Generator) -> dict[str, float]:
         return super().evaluate(act, rng) if self.rewards else {}
