@@ -122,7 +122,7 @@ def policy(spec: str, problem: Any, **options: Any) -> Any:
 
 def studies() -> list[str]:
     """The slugs that have a study."""
-    reserved = {"__init__", "claim", "arms", "gates", "workers"}
+    reserved = {"__init__", "claim", "arms", "gates", "workers", "bandits", "preferences"}
     return [p.stem.replace("_", "-") for p in sorted((HERE / "studies").glob("*.py")) if p.stem not in reserved]
 
 

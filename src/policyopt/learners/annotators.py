@@ -29,7 +29,7 @@ def evaluated(model: Any, batch: Rollouts, column: str, limit: int) -> Tensor:
     """The output ``column`` of ``model.evaluate`` over the whole batch [N, T], in micro-batches of ``limit`` tokens."""
     full = torch.zeros(batch.mask.shape, device=batch.mask.device)
     for rows in model.micro_batches(batch, limit):
-        full[rows] = getattr(model.evaluate(batch[rows], (column,)), column)
+        full[rows] = getattr(model.evaluate(batch[rows], (column,)), column).float()
     return full
 
 

@@ -222,9 +222,8 @@ def minibatches(
             raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
         key = torch.rand(groups, generator=rng)
         order = key[index].argsort(stable=True)
-        ends = torch.arange(len(batch)).tensor_split(count)
-        if whole:
-            ends = list(torch.arange(len(batch)).split(_sizes(index, key, count)))
+        every = torch.arange(len(batch))
+        ends = every.split(_sizes(index, key, count)) if whole else every.tensor_split(count)
         pieces[name] = [order[piece].to(batch.device or "cpu") for piece in ends]
     for i in range(count):
         yield {name: batch[pieces[name][i]] for name, batch in batches.items()}

@@ -30,6 +30,7 @@ from policyopt.objectives.preference import (
     Sigmoid,
     ordered_pairs,
 )
+from policyopt.rollouts.preferences import Rankings
 
 FAMILY = "preferences"
 VARIANTS = (
@@ -123,8 +124,7 @@ class PointSigmoid(Pointwise):
 
 def ranking(loss: ListLoss) -> OnPolicy:
     """DPO's training with this loss on lists."""
-    base = dpo.method()
-    return replace(base, collector=replace(base.collector, prompts=32), objective=Preference(loss=loss))
+    return replace(dpo.method(), collector=Rankings(prompts=32), objective=Preference(loss=loss))
 
 
 def method() -> OnPolicy:

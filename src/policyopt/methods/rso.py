@@ -123,10 +123,10 @@ class RejectionSampled(Credit):
 def as_pairs(batch: Rollouts, pairs: Sequence[tuple[int, int]]) -> Rollouts:
     """Rows (winner, loser) as groups of their own with the scores 1 and 0; pairs of equal responses are left out."""
     said = [row[:n] for row, n in zip(batch.actions.tolist(), batch.length.tolist(), strict=True)]
-    rows = torch.tensor([row for pair in pairs if said[pair[0]] != said[pair[1]] for row in pair])
+    kept = [row for pair in pairs if said[pair[0]] != said[pair[1]] for row in pair]
+    rows = torch.tensor(kept, dtype=torch.int64, device=batch.mask.device)
     won = torch.tensor([1.0, 0.0], device=batch.mask.device).repeat(len(rows) // 2)
-    chosen = batch[rows.to(batch.mask.device)]
-    return chosen.replace(
+    return batch[rows].replace(
         group=torch.arange(len(rows), device=batch.mask.device) // 2, scores=TensorDict({"reward": won}, [len(rows)])
     )
 

@@ -41,21 +41,25 @@ class RewardModel:
         return [*(p for p in self.body.parameters() if p.requires_grad), *self.head.parameters()]
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
-        """``value`` [N], with gradient; rows of one ``group`` share one copy of their prompt."""
-        count, device = len(batch), batch.mask.device
-        blank = torch.zeros(count, 1, dtype=batch.actions.dtype, device=device)
+        """``value`` [N], with gradient."""
+        return Outputs(value=self.value(batch), batch_size=batch.batch_size)
+
+    def value(self, batch: Rollouts) -> Tensor:
+        """[N], with gradient; rows of one ``group`` share one copy of their prompt."""
+        device = batch.mask.device
+        blank = torch.zeros(len(batch), 1, dtype=batch.actions.dtype, device=device)
         steps = torch.arange(batch.actions.shape[1] + 1, device=device)
         behind = batch.replace(actions=torch.cat([batch.actions, blank], 1), length=batch.length + 1)
         states = self.body.states(behind, steps == batch.length[:, None])
-        value = (self.head(states).squeeze(-1).float() - self.moments[0]) / self.moments[1]
-        return Outputs(value=value, batch_size=[count])
+        value: Tensor = (self.head(states).squeeze(-1).float() - self.moments[0]) / self.moments[1]
+        return value
 
     @torch.no_grad()
     def score(self, batch: Rollouts, limit: int) -> Tensor:
         """[N], in pieces of ``limit`` tokens."""
         value = torch.zeros(len(batch), device=batch.mask.device)
         for rows in self.body.micro_batches(batch, limit):
-            value[rows] = self.evaluate(batch[rows]).value
+            value[rows] = self.value(batch[rows])
         return value
 
     def standardize(self, batch: Rollouts, limit: int) -> None:

@@ -16,15 +16,15 @@ from policyopt.types import Clock, Collected, Collector, Rollouts
 def decisions(context: Tensor, actions: Tensor, reward: Tensor, group: Tensor, logp: Tensor | None = None) -> Rollouts:
     """Single decisions as rows: all arguments [N]."""
     count = len(context)
-    return Rollouts(
+    made = Rollouts(
         actions=actions[:, None],
         mask=torch.ones(count, 1, dtype=torch.bool),
         prompt_id=context,
         group=group,
         scores=TensorDict({"reward": reward}, [count]),
-        behaviour_logp=None if logp is None else logp[:, None],
         batch_size=[count],
     )
+    return made if logp is None else made.replace(behaviour_logp=logp[:, None])
 
 
 def compared(context: Tensor, winner: Tensor, loser: Tensor, logp: Tensor | None = None) -> Rollouts:

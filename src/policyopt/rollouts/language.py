@@ -11,7 +11,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from policyopt.models.language import Continuations, LanguagePolicy, Sampling, padded
+from policyopt.models.continuations import Continuations
+from policyopt.models.language import LanguagePolicy, Sampling, padded
 from policyopt.types import Clock, Collected, Collector, Prompt, Rollouts, Scores, generator
 
 

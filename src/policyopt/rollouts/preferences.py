@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from policyopt.models.language import LanguagePolicy
 from policyopt.rollouts.language import Groups, prompt_ids, written_rows
@@ -68,7 +69,11 @@ class Rankings(Collector):
 
     def __call__(self, policy: LanguagePolicy, problem: Any, clock: Clock, memory: Any = None) -> Collected:
         batch, cut = ranked_responses(policy, problem, prompt_ids(problem, self.prompts, clock))
-        metrics = {"response/length": batch.length.float().mean(), "cost/tokens": batch.mask.sum(), **cut}
+        metrics: dict[str, Tensor | float] = {
+            "response/length": batch.length.float().mean(),
+            "cost/tokens": batch.mask.sum(),
+            **cut,
+        }
         return Collected({"rollouts": batch}, metrics)
 
     def held_out(self, policy: LanguagePolicy, problem: Any) -> Rollouts | None:
