@@ -12,6 +12,7 @@ from torch import Tensor
 
 from policyopt import registry
 from policyopt.learners.annotators import evaluated
+from policyopt.learners.stages import Stages
 from policyopt.learners.update import Adam
 from policyopt.methods import sft
 from policyopt.models.language import LanguagePolicy
@@ -59,25 +60,35 @@ def within(points: list[tuple[float, float]], limit: float) -> float:
     return max(reward for reward, divergence in points if divergence <= limit)
 
 
+def shortened(method: Any) -> Any:
+    """Stages with one update each but the last."""
+    if not isinstance(method, Stages):
+        return method
+    one = Budget(updates=1)
+    return replace(method, stages=tuple(replace(stage, until=stage.until and one) for stage in method.stages))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strings:
     """``method()`` from the imitating policy under ``budget`` on the strings of a seed.
 
-    Reported: true reward and divergence at the end, the best reward within 2 and within 5 nats among ``looks`` looks on the
-    way, and the mean of the rewards at them (``auc``).
+    ``demonstrated``: where other strings than the problem's are imitated first. Reported: true reward and divergence at the
+    end, the best reward within 2 and within 5 nats among ``looks`` looks on the way, and the mean of the rewards at them
+    (``auc``).
     """
 
     method: Callable[[], Any]
     budget: Budget
     problem: Bigrams = Bigrams()
-    looks: int = 10
-    smoke_method: Callable[[], Any] | None = None
+    demonstrated: Bigrams | None = None
+    looks: int = 8
 
     def __call__(self, seed: int, smoke: bool) -> Metrics:
         problem = replace(self.problem, seed=seed)
-        policy, reference = imitated(problem, seed, smoke), imitated(problem, seed, smoke)
-        method = (self.smoke_method or self.method)() if smoke else self.method()
-        budget = Budget(updates=4) if smoke else self.budget
+        start = replace(self.demonstrated or self.problem, seed=seed)
+        policy, reference = imitated(start, seed, smoke), imitated(start, seed, smoke)
+        budget = Budget(updates=8) if smoke else self.budget
+        method = shortened(self.method()) if smoke else self.method()
         learner = method.learner(problem, policy, seed=seed, budget=budget)
         points = [reward_and_divergence(policy, reference, problem)]
         spent = [0.0]

@@ -19,7 +19,7 @@ from policyopt.rollouts.bandit import LoggedPairs
 from policyopt.studies.bandits import BanditArm, covered_mass, partly_covered
 from policyopt.studies.claim import Claim, Metrics, paired_difference
 
-BETA, ETA, UPDATES = 0.1, 0.5, 1000
+UPDATES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ def arm(objective: Preference, linear_everywhere: bool = False) -> BanditArm:
     return BanditArm(problem=draw, method=method, updates=UPDATES, measure=measure)
 
 
-DPO, RPO = Preference(loss=Sigmoid(beta=BETA)), rpo.cumulative(eta=ETA, beta=BETA)
+DPO, RPO = Preference(loss=Sigmoid(beta=1.0)), rpo.cumulative(eta=0.5, beta=0.3)
+PLAIN_DPO, PLAIN_RPO = Preference(loss=Sigmoid(beta=0.1)), rpo.cumulative(eta=0.5, beta=0.1)
 
 claim = Claim(
     slug="rpo",
@@ -65,17 +66,21 @@ claim = Claim(
     arms={
         "rpo": arm(RPO),
         "dpo": arm(DPO),
+        "rpo, beta 0.1": arm(PLAIN_RPO),
+        "dpo, beta 0.1": arm(PLAIN_DPO),
         "rpo, linear everywhere": arm(RPO, linear_everywhere=True),
         "dpo, linear everywhere": arm(DPO, linear_everywhere=True),
     },
     gates=(
         paired_difference("reward", "rpo", "dpo", above=0.0),
         paired_difference("log-probability of the chosen", "rpo", "dpo", above=0.0),
+        paired_difference("reward", "rpo, beta 0.1", "dpo, beta 0.1", above=0.0, required=False),
         paired_difference("covered", "rpo", "dpo", above=0.0, required=False),
         paired_difference("divergence", "rpo", "dpo", below=0.0, required=False),
         paired_difference("reward", "rpo, linear everywhere", "dpo, linear everywhere", above=0.0, required=False),
     ),
     seeds=range(10),
-    budget="1000 full-batch updates on 150 pairs an arm and seed",
-    tuning="β = 0.1 and η = 0.5 beforehand; learning rate 0.05 for all arms: one try on seed 100",
+    budget=f"{UPDATES} full-batch updates on 150 pairs an arm and seed",
+    tuning="on seeds 100 and 101, six tries each: β of DPO among 0.03, 0.1, 0.3, 1, 3, 10; (β, η) of RPO among (0.1, 0.5), "
+    "(0.3, 0.5), (1, 0.1), (1, 0.5), (1, 2), (3, 0.5)",
 )
