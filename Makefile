@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 RUN = .venv/bin
 
-.PHONY: setup demo test lint tiny claims bench-grpo clean
+.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo clean
 
 setup: .venv/installed
 
@@ -36,6 +36,10 @@ claims: setup
 bench-grpo: setup
 	$(RUN)/pip install -q -c requirements.lock "trl>=1.0" "accelerate>=1.0"
 	$(RUN)/python benchmarks/grpo_vs_trl.py
+
+bench-dpo: setup
+	$(RUN)/pip install -q -c requirements.lock "trl>=1.0" "accelerate>=1.0"
+	$(RUN)/python benchmarks/dpo_vs_trl.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

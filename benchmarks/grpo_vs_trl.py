@@ -18,24 +18,20 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, note, peak, step_seconds
 
 OURS, WHOLE, PIECES = "policyopt", "TRL", "TRL, pieces"
 SAMPLES, NEW_TOKENS = (8, 16, 32, 64), (16, 64, 256)  # of --growth
-MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +61,6 @@ class Setting:
     model: str
     folder: str
     options: Options
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """seconds of each counted step; peak in bytes above the loaded model."""
-
-    seconds: tuple[float, ...]
-    peak: int
-
-
-Arms: TypeAlias = dict[str, list[Measured]]
 
 
 # -- the work, the same for all
@@ -112,38 +97,6 @@ def save_model(setting: Setting) -> bool:
 
 
 # -- what a process uses
-
-
-class Meter:
-    """Times of step ends, and the peak of memory since it was made."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        self.cuda = torch.cuda if device == "cuda" else None
-        self.ends: list[float] = []
-        if self.cuda is not None:
-            self.cuda.reset_peak_memory_stats()
-            self.loaded = self.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-            self.loaded = _resident("VmRSS")
-
-    def stamp(self) -> None:
-        if self.cuda is not None:
-            self.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-    def measured(self, steps: int) -> Measured:
-        peak = _resident("VmHWM") if self.cuda is None else self.cuda.max_memory_allocated()
-        between = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-        return Measured(seconds=tuple(between[-steps:]), peak=int(peak - self.loaded))
-
-
-def _resident(field: str) -> int:
-    """Bytes of this process in /proc/self/status (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def check_tokens(setting: Setting, mean_length: float) -> None:
@@ -278,29 +231,6 @@ def measure(setting: Setting) -> Measured:
     return (measure_ours if setting.arm == OURS else measure_trl)(setting)
 
 
-def _serve(task: Callable[[Setting], Any], setting: Setting, sender: Connection) -> None:
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output belongs to the table and the JSON
-    sender.send(task(setting))
-
-
-def apart(task: Callable[[Setting], Any], setting: Setting, patience: float | None = None) -> Any:
-    """task(setting) in a fresh process; None where it takes longer than ``patience`` seconds. Raises RuntimeError when
-    the process fails."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(task, setting, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        given = receiver.recv() if receiver.poll(patience) else None
-    except EOFError as error:
-        raise RuntimeError(f"the measurement of {setting.arm} on {setting.model} failed") from error
-    if given is None:
-        process.kill()
-    process.join()
-    return given
-
-
 @contextmanager
 def saved(model: str, options: Options) -> Iterator[Setting]:
     """Our setting, with the model in a temporary folder."""
@@ -310,30 +240,7 @@ def saved(model: str, options: Options) -> Iterator[Setting]:
         yield setting
 
 
-def alternate(setting: Setting) -> Arms:
-    """All repeats of all arms; the order turns round from one repeat to the next."""
-    order = (OURS, WHOLE, PIECES)
-    arms: Arms = {arm: [] for arm in order}
-    for repeat in range(setting.options.repeats):
-        for arm in order if repeat % 2 == 0 else reversed(order):
-            _note(setting, f"{arm}, repeat {repeat + 1} of {setting.options.repeats}")
-            arms[arm].append(apart(measure, replace(setting, arm=arm)))
-    return arms
-
-
-def _note(setting: Setting, text: str) -> None:
-    Console(stderr=True).print(f"{setting.model}: {text}", style="dim", highlight=False)
-
-
 # -- numbers
-
-
-def step_seconds(measured: Sequence[Measured]) -> float:
-    return median(second for one in measured for second in one.seconds)
-
-
-def peak(measured: Sequence[Measured]) -> float:
-    return median(one.peak for one in measured)
 
 
 def summary(arms: Arms) -> dict[str, Any]:
@@ -372,7 +279,7 @@ def growth(setting: Setting) -> tuple[Table, list[dict[str, Any]]]:
     points = [(n, options.new_tokens) for n in SAMPLES] + [(options.samples, n) for n in NEW_TOKENS]
     for samples, new_tokens in dict.fromkeys(points):
         for arm in (OURS, WHOLE, PIECES):
-            _note(setting, f"{arm}, {samples} samples of {new_tokens} tokens")
+            note(f"{arm}, {samples} samples of {new_tokens} tokens")
             sized = replace(options, samples=samples, new_tokens=new_tokens)
             one = apart(measure, replace(setting, arm=arm, options=sized), options.patience)
             table.add_row(str(samples), str(new_tokens), arm, *_cells(sized, one))
@@ -399,7 +306,8 @@ def main(options: Options) -> None:
     console, models = Console(), dict[str, Any]()
     for model in ("tiny", "smollm2") if options.model == "both" else (options.model,):
         with saved(model, options) as setting:
-            models[model] = summary(alternate(setting))
+            settings = {arm: replace(setting, arm=arm) for arm in (OURS, WHOLE, PIECES)}
+            models[model] = summary(alternate(measure, settings, options.repeats))
             console.print(comparison(model, options, models[model]))
             if options.growth:
                 table, models[model]["growth"] = growth(setting)

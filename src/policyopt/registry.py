@@ -17,6 +17,10 @@ PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
+    "preferences": (
+        "policyopt.problems.language.preferences",
+        "your preference data (a file or hub id), pairs or ranked lists",
+    ),
     "signed-sum": (
         "policyopt.problems.language.mnns",
         "least non-negative signed sum of digits, for continuous thoughts",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from policyopt.methods.rdpo import Robust
+from policyopt.models.language import LanguagePolicy
+from policyopt.models.tiny import character_tokenizer, tiny_model
 from policyopt.objectives.preference import (
     AverageLogRatio,
     Hinge,
@@ -18,14 +21,12 @@ from policyopt.objectives.preference import (
     Preference,
     Sigmoid,
     Square,
-    hinge_loss,
     ordered_pairs,
     plackett_luce_loss,
     ranked_rows,
-    robust_loss,
-    sigmoid_loss,
-    square_loss,
 )
+from policyopt.problems.language.arithmetic import Arithmetic
+from policyopt.rollouts.preferences import ranked_responses
 
 LOGP, REF, LABELS = [[-10.0, -12.0], [-8.0, -7.0]], [[-11.0, -11.5], [-9.0, -9.0]], [[1.0, 0.0], [0.0, 1.0]]
 
@@ -119,28 +120,41 @@ def test_impossible_settings(bad: dict[str, float]) -> None:
         Sigmoid(**bad)
 
 
-def test_trl_has_the_same_numbers() -> None:
-    """The losses of TRL's trainer, called on the same log-probabilities."""
+def test_trl_has_the_same_numbers(tmp_path: Path) -> None:
+    """The losses of TRL's trainer on a model that moved away from its reference, and ours on the same pairs."""
     dpo = pytest.importorskip("trl.trainer.dpo_trainer")
-    if not hasattr(dpo.DPOTrainer, "dpo_loss"):
-        pytest.skip("this version of TRL has no loss function of its own")
-    h = torch.tensor([1.5, -0.3, 2.0])
+    config = pytest.importorskip("trl.trainer.dpo_config")
+    from datasets import Dataset
+
+    problem = Arithmetic()
+    ids = range(4)
+    pairs = [texts for texts, _ in problem.rankings(ids)]
+    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, (c, r) in zip(problem.prompts(ids), pairs, strict=True)]
+    tokenizer = character_tokenizer()
+    policy = LanguagePolicy(tiny_model(1, len(tokenizer)), tokenizer)
+    reference = LanguagePolicy(tiny_model(0, len(tokenizer)), tokenizer)
+    batch, _ = ranked_responses(policy, problem, ids)
+    batch = batch.replace(ref_logp=reference.evaluate(batch).logp.detach())
+    outputs = policy.evaluate(batch)
+    settings = config.DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none", beta=0.1
+    )
+    trainer = dpo.DPOTrainer(
+        model=tiny_model(1, len(tokenizer)),
+        ref_model=tiny_model(0, len(tokenizer)),
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
     ours = {
-        "sigmoid": sigmoid_loss(0.1 * h),
-        "robust": robust_loss(0.1 * h, 0.2),
-        "hinge": hinge_loss(0.1 * h),
-        "ipo": square_loss(h, 5.0),
+        "sigmoid": Preference(loss=Sigmoid(beta=0.1)),
+        "robust": Preference(loss=Robust(beta=0.1, flip=0.2)),
+        "hinge": Preference(loss=Hinge(beta=0.1)),
+        "ipo": Preference(score=AverageLogRatio(), loss=Square(beta=0.1)),
     }
-    for name, want in ours.items():
-        trainer = SimpleNamespace(
-            beta=0.1,
-            label_smoothing=0.2 if name == "robust" else 0.0,
-            loss_type=[name],
-            reference_free=False,
-            f_divergence_type="reverse_kl",
-            accelerator=SimpleNamespace(device="cpu"),
-        )
-        losses, _, _ = dpo.DPOTrainer.dpo_loss(
-            trainer, h, torch.zeros(3), torch.zeros(3), torch.zeros(3), name, model_output={}
-        )
-        torch.testing.assert_close(losses, want)
+    for name, objective in ours.items():
+        trainer.loss_types, trainer.label_smoothing = [name], 0.2 if name == "robust" else 0.0
+        theirs = trainer._compute_loss(trainer.model, inputs, return_outputs=False)
+        torch.testing.assert_close(objective(outputs, objective.prepare(batch)).value, theirs, atol=1e-4, rtol=5e-4)

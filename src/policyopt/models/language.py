@@ -154,8 +154,10 @@ class LanguagePolicy:
 
     # -- text
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def encode(self, prompts: Sequence[Prompt], limit: int | None = None) -> list[Tensor]:
         """Texts as the tokenizer encodes them, messages through its chat template; one int64 tensor a prompt.
+
+        ``limit`` keeps the last so many tokens of each.
 
         Raises ValueError for an empty prompt, one that fills the context, or messages without a chat template.
         """
@@ -164,6 +166,7 @@ class LanguagePolicy:
         encoded = []
         for number, prompt in enumerate(prompts):
             ids = next(plain) if isinstance(prompt, str) else self._templated(number, prompt)
+            ids = ids if limit is None else ids[-limit:]
             if len(ids) == 0:
                 raise ValueError(f"prompt {number} is empty after tokenization: {prompt!r}")
             if len(ids) >= self.context:

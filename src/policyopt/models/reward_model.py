@@ -91,8 +91,8 @@ class RewardModel:
     def end_tokens(self) -> Tensor:
         return self.body.end_tokens
 
-    def encode(self, prompts: Sequence[Any]) -> list[Tensor]:
-        return self.body.encode(prompts)
+    def encode(self, prompts: Sequence[Any], limit: int | None = None) -> list[Tensor]:
+        return self.body.encode(prompts, limit)
 
     def state_dict(self) -> dict[str, Any]:
         return {"body": self.body.state_dict(), "head": self.head.weight.detach(), "moments": self.moments}

@@ -157,14 +157,20 @@ def demonstrations(policy: LanguagePolicy, problem: Any, ids: Sequence[int]) -> 
 
 
 def written_rows(
-    policy: LanguagePolicy, prompts: Sequence[Prompt], owner: Sequence[int], texts: Sequence[str], limit: int
+    policy: LanguagePolicy,
+    prompts: Sequence[Prompt],
+    owner: Sequence[int],
+    texts: Sequence[str],
+    limit: int,
+    prompt_limit: int | None = None,
 ) -> tuple[Rollouts, float]:
     """Given responses as rows: ``texts[n]`` answers ``prompts[owner[n]]``; and the share of them that was cut.
 
-    The end token stands behind each. A row keeps its first ``limit`` tokens, fewer where the context ends.
+    The end token stands behind each. A row keeps its first ``limit`` tokens, fewer where the context ends; a prompt its last
+    ``prompt_limit`` ones.
     """
     end = policy.end_tokens[:1].tolist()
-    encoded = policy.encode(prompts)
+    encoded = policy.encode(prompts, prompt_limit)
     tokens = [ids + end for ids in policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     room = [min(limit, policy.context - len(encoded[i])) for i in owner]
     rows = [torch.tensor(ids[:most], device=policy.device) for ids, most in zip(tokens, room, strict=True)]

@@ -16,27 +16,37 @@ from policyopt.types import Clock, Collected, Collector, Ranking, Rollouts
 
 
 def ranked_responses(
-    policy: LanguagePolicy, problem: Any, ids: Sequence[int], split: str = "train", limit: int | None = None
+    policy: LanguagePolicy,
+    problem: Any,
+    ids: Sequence[int],
+    split: str = "train",
+    limit: int | None = None,
+    prompt_limit: int | None = None,
 ) -> tuple[Rollouts, dict[str, float]]:
     """The problem's rankings of the prompts ``ids`` as rows [Σ K], a group a list, and how much was cut.
 
     Responses get the end token behind them and keep their first ``limit`` tokens (the problem's ``max_new_tokens`` where
-    None). Raises ValueError for a list of one, an empty response, a score that is not finite, and one response that is
-    ranked twice with different scores.
+    None), prompts their last ``prompt_limit``. Reported: the shares of responses that were cut, and of prompts that are as
+    long as their limit. Raises ValueError for a list of one, an empty response, a score that is not finite, and one
+    response that is ranked twice with different scores.
     """
     rankings = problem.rankings(ids, split)
     for prompt, ranking in zip(ids, rankings, strict=True):
         check_ranking(ranking, f"{problem.name}: the list of {split} prompt {prompt}")
     owner = [i for i, (responses, _) in enumerate(rankings) for _ in responses]
     texts = [text for responses, _ in rankings for text in responses]
-    batch, cut = written_rows(policy, problem.prompts(ids, split), owner, texts, limit or problem.max_new_tokens)
+    prompts = problem.prompts(ids, split)
+    batch, cut = written_rows(policy, prompts, owner, texts, limit or problem.max_new_tokens, prompt_limit)
     reward = torch.tensor([score for _, scores in rankings for score in scores], device=policy.device)
     made = batch.replace(
         group=torch.tensor(owner, device=policy.device),
         prompt_id=torch.tensor([ids[i] for i in owner], device=policy.device),
         scores=TensorDict({"reward": reward}, [len(owner)]),
     )
-    return made, {"response/truncated": cut}
+    metrics = {"response/truncated": cut}
+    if prompt_limit is not None:
+        metrics["prompt/at_limit"] = float((batch.prompt_length >= prompt_limit).float().mean())
+    return made, metrics
 
 
 def check_ranking(ranking: Ranking, where: str) -> None:
@@ -56,11 +66,13 @@ def check_ranking(ranking: Ranking, where: str) -> None:
 class Rankings(Collector):
     """The problem's ranked responses to ``prompts`` training prompts a step.
 
-    held_out_prompts: of the held-out ones, on which accuracy and margin are measured at evaluations.
+    prompt_limit: prompts keep their last so many tokens. held_out_prompts: of the held-out ones, on which accuracy and
+    margin are measured at evaluations.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("scores", "group", "prompt_id")
     prompts: int = 32
+    prompt_limit: int | None = None
     held_out_prompts: int = 256
 
     def __post_init__(self) -> None:
@@ -68,7 +80,8 @@ class Rankings(Collector):
             raise ValueError(f"prompts must be positive, got {self.prompts} and {self.held_out_prompts} held-out ones")
 
     def __call__(self, policy: LanguagePolicy, problem: Any, clock: Clock, memory: Any = None) -> Collected:
-        batch, cut = ranked_responses(policy, problem, prompt_ids(problem, self.prompts, clock))
+        ids = prompt_ids(problem, self.prompts, clock)
+        batch, cut = ranked_responses(policy, problem, ids, prompt_limit=self.prompt_limit)
         metrics: dict[str, Tensor | float] = {
             "response/length": batch.length.float().mean(),
             "cost/tokens": batch.mask.sum(),
@@ -80,7 +93,7 @@ class Rankings(Collector):
         ids = range(min(self.held_out_prompts, problem.size("test")))
         if not len(ids):
             return None
-        batch = ranked_responses(policy, problem, ids, "test")[0]
+        batch = ranked_responses(policy, problem, ids, "test", prompt_limit=self.prompt_limit)[0]
         return batch.replace(prompt_id=-1 - batch.prompt_id)  # apart from the training prompts
 
 

@@ -23,6 +23,13 @@ from policyopt.types import Prompt, Ranking, Scores
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "held_out": float,
+    "stop": lambda value: (value.replace("\\n", "\n"),),
+    "max_new_tokens": int,
+    "evaluation_size": int,
+    "config": str,
+}
 FORMATS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -112,7 +119,7 @@ class DatasetProblem(LanguageProblem):
 
     def _text(self, index: int, column: str, split: str) -> str:
         value = self._rows(split)[index].get(column)
-        if isinstance(value, list) and _is_messages(value):
+        if isinstance(value, list) and is_messages(value):
             value = value[-1]["content"]
         if value is None or isinstance(value, list | dict):
             raise ValueError(
@@ -135,19 +142,12 @@ def parse(text: str, *, rewards: str | None = None, test: str | None = None) -> 
         ValueError: the data cannot be found or read, or lack what is needed; the message says where.
     """
     source, _, rest = text.partition("?")
-    readers: dict[str, Callable[[str], Any]] = {
-        "held_out": float,
-        "stop": lambda value: (value.replace("\\n", "\n"),),
-        "max_new_tokens": int,
-        "evaluation_size": int,
-        "config": str,
-    }
-    options = read_options(rest, readers, "&", f"dataset:{source}")
+    options = read_options(rest, READERS, "&", f"dataset:{source}")
     config, share = options.pop("config", None), options.pop("held_out", 0.1)
-    rows = _read(source, config)
+    rows = read_rows(source, config)
     _check_rows(rows, source)
-    held_out = _read(test, config, "test") if test else None
-    train, test_rows = _hold_out(rows, share, source) if held_out is None else _without(rows, held_out, source)
+    held_out = read_rows(test, config, "test") if test else None
+    train, test_rows = hold_out(rows, share, source) if held_out is None else without(rows, held_out, source)
     functions, weights = parse_rewards(rewards) if rewards else _default_rewards(rows[0], source)
     return DatasetProblem(
         name=Path(source).stem, train=train, test=test_rows, rewards=functions, reward_weights=weights, **options
@@ -165,7 +165,7 @@ def _default_rewards(row: Mapping[str, Any], source: str) -> tuple[dict[str, str
     )
 
 
-def _read(source: str, config: str | None = None, split: str = "train") -> Rows:
+def read_rows(source: str, config: str | None = None, split: str = "train") -> Rows:
     """The rows of a local file, a local folder or a data set on the hub."""
     import datasets
 
@@ -215,7 +215,7 @@ def _check_rows(rows: Rows, where: str) -> None:
     text = isinstance(rows[0]["prompt"], str)
     for number, row in enumerate(rows, start=1):
         prompt = row.get("prompt")
-        if not (isinstance(prompt, str) and prompt) and not _is_messages(prompt):
+        if not (isinstance(prompt, str) and prompt) and not is_messages(prompt):
             raise ValueError(
                 f"{where}: the prompt of row {number} is {str(prompt)[:80]!r} ({type(prompt).__name__}); expected a "
                 f"text that is not empty, or a list of messages with 'role' and 'content'"
@@ -227,7 +227,7 @@ def _check_rows(rows: Rows, where: str) -> None:
             )
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
@@ -244,7 +244,7 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps(row["prompt"], sort_keys=True)
 
 
-def _hold_out(rows: Rows, share: float, source: str) -> tuple[Rows, Rows]:
+def hold_out(rows: Rows, share: float, source: str) -> tuple[Rows, Rows]:
     """Training and held-out rows: a hash of the prompt decides, so that equal prompts stay together."""
     if not 0.0 < share < 1.0:
         raise ValueError(f"{source}: held_out={share} is not possible; expected a share between 0 and 1")
@@ -261,7 +261,7 @@ def _place(key: str) -> float:
     return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def _without(rows: Rows, held_out: Rows, source: str) -> tuple[Rows, Rows]:
+def without(rows: Rows, held_out: Rows, source: str) -> tuple[Rows, Rows]:
     """Training rows whose prompt is not held out; a warning tells how many were."""
     _check_rows(held_out, f"the test data of {source}")
     taken = {_key(row) for row in held_out}
