@@ -37,7 +37,7 @@ class Train:
     budget: str = "100-updates"
     """What the run may spend: N-tokens, N-updates, N-env-steps, N-seconds; k, M, G as suffixes; several with commas."""
     seed: int = 0
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FIELD=VALUE")] = ()
     """Hyperparameters and parts, by the names that `policyopt methods SLUG` shows."""
     reward: str | None = None
     """Reward functions for dataset:…, file.py:function or module:function, with weights: a.py:f=1.0,a.py:g=0.1."""
