@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from policyopt import api, cli
 from policyopt.reports.claims import BEGIN, END
@@ -346,3 +347,10 @@ def test_a_run_without_a_better_evaluation_has_no_best(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert cli.main(["evaluate", str(tmp_path / "run"), "--best"]) == 1
     assert "no evaluation was better than the one before training" in output(capsys)[1]
+
+
+def test_settings_add_up(tmp_path: Path) -> None:
+    settings = ["--set", "collector.prompts=2", "--set", "collector.samples=3"]
+    assert cli.main(["train", "grpo", "--budget", "1-updates", *settings, "--out", str(tmp_path / "run")]) == 0
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["resolved"]
+    assert resolved["collector"]["prompts"] == 2 and resolved["collector"]["samples"] == 3

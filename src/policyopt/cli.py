@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 console = Console()
 
@@ -37,7 +37,7 @@ class Train:
     budget: str = "100-updates"
     """What the run may spend: N-tokens, N-updates, N-env-steps, N-seconds; k, M, G as suffixes; several with commas."""
     seed: int = 0
-    set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
+    set: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FIELD=VALUE")] = ()
     """Hyperparameters and parts, by the names that `policyopt methods SLUG` shows."""
     reward: str | None = None
     """Reward functions for dataset:…, file.py:function or module:function, with weights: a.py:f=1.0,a.py:g=0.1."""
@@ -78,7 +78,7 @@ class Train:
     def _settings(self, kind: Any) -> Any:
         if self.method is None:
             raise ValueError("which method? For example: policyopt train grpo (`policyopt methods` lists them)")
-        pairs = [item.partition("=") for item in self.set]
+        pairs = [item.partition("=") for items in self.set for item in items]
         for path, equals, _ in pairs:
             if not equals:
                 raise ValueError(f"--set needs FIELD=VALUE, got {path!r}")

@@ -93,6 +93,6 @@ claim = Claim(
     seeds=range(5),
     budget=f"{FIRST + SECOND} updates of the policy an arm and seed (64 pairs, or 128 samples in two minibatches); {FITTING} "
     "of the reward model",
-    tuning="TODO",
+    tuning="one setting for all arms (rates 1e-3 and 2e-3, β = 0.1 and 0.05), fixed beforehand: one try an arm",
     axis="share of the budget",
 )

@@ -96,6 +96,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"{UPDATES} updates of 64 pairs an arm and seed on {RANDOM.train_size} pairs; {FITTING} of the reward model",
-    tuning="TODO",
+    tuning="one setting for all arms (rates 1e-3 and 2e-3, γ = 0.1, β = 1), fixed beforehand: one try an arm",
     axis="share of the budget",
 )

@@ -27,7 +27,7 @@ from policyopt.studies.claim import Claim, Metrics, paired_difference
 from policyopt.studies.preferences import Strings
 from policyopt.types import Budget, Rollouts, generator
 
-PREFERENCES, UPDATES = 60, 60
+PREFERENCES, UPDATES = 40, 40
 STRINGS = Bigrams(train_size=1500, length=24, scale=0.25)
 PAIRS = Rankings(prompts=64, held_out_prompts=0)
 
@@ -114,6 +114,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"{UPDATES} steps of 64 rollouts an arm and seed, after {PREFERENCES} updates each of DPO and the reward model",
-    tuning="TODO",
+    tuning="one setting for all arms (rates 1e-3 and 2e-3, β = 0.1), looked at once on seed 100: one try an arm",
     axis="steps of PPO",
 )
