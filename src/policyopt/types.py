@@ -49,6 +49,7 @@ class Rollouts(TensorClass, nocast=True):
         segment         [N, T]     segment, turn or tree node
         legal           [N, T, A]  valid actions
         weight          [N, T]     counts in the loss AND in its divisor
+        selected        [N, T]     steps that an objective's selector picked in this minibatch
         share           [N, T, 2]  each step's share of the loss, and of a mean over active steps (set by the objective;
                         preferences: [N, 2], each list's share of the loss, and of a mean over lists)
         observations, next_observations [N, T, S…]
@@ -75,6 +76,7 @@ class Rollouts(TensorClass, nocast=True):
     legal: Tensor = ABSENT
     weight: Tensor = ABSENT
     share: Tensor = ABSENT
+    selected: Tensor = ABSENT
     observations: Tensor = ABSENT
     next_observations: Tensor = ABSENT
     old_logp: Tensor = ABSENT

@@ -24,7 +24,8 @@ from policyopt.objectives.divergence import ReferenceK3
 from policyopt.objectives.policy_gradient import Behaviour, Current, Objective, PolicyGradient
 from policyopt.problems.language.arithmetic import Arithmetic
 from policyopt.registry import methods
-from policyopt.rollouts.language import Demonstrations, Groups
+from policyopt.rollouts.language import Groups
+from policyopt.rollouts.written import Demonstrations
 from policyopt.types import Budget, Clock, Loss, Outputs, Part, Rollouts, Scores
 
 GROUPS = Groups(prompts=4, samples=3)

@@ -16,9 +16,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from policyopt.models.continuations import Prefixes
-from policyopt.models.engines import SharedPrefixEngine, token_logp
-from policyopt.models.language import LanguagePolicy, Sampling, padded
+from policyopt.models.engines import SharedPrefixEngine, padded, token_logp
+from policyopt.models.language import LanguagePolicy, Prefixes, Sampling
 from policyopt.models.padded import PaddedEngine
 from policyopt.models.tiny import character_tokenizer
 from policyopt.types import Rollouts, generator

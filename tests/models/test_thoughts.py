@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from policyopt.models.language import LanguagePolicy, Sampling, padded
+from policyopt.models.engines import padded
+from policyopt.models.language import LanguagePolicy, Sampling
 from policyopt.models.padded import PaddedEngine
 from policyopt.models.thoughts import (
     ContinuousThoughts,

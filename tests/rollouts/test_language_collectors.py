@@ -10,7 +10,8 @@ import torch
 
 from policyopt.models.language import LanguagePolicy, Sampling
 from policyopt.problems.language.arithmetic import Arithmetic
-from policyopt.rollouts.language import Demonstrations, Groups, demonstrations, prompt_ids, scored_rollouts
+from policyopt.rollouts.language import Groups, prompt_ids, scored_rollouts
+from policyopt.rollouts.written import Demonstrations, demonstrations
 from policyopt.types import Clock, Rollouts, Scores, generator
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policyopt.credit.groups import Credit
-from policyopt.learners.annotators import Annotator
+from policyopt.learners.annotators import Annotator, evaluated
 from policyopt.learners.critic import Critic
 from policyopt.learners.update import Adam
 from policyopt.models.mlp import Architecture
@@ -117,7 +117,7 @@ class OnPolicyLearner:
             order = self.clock.generator(f"minibatches-{epoch}")
             whole = self.method.objective.whole_groups
             pieces = minibatches(batches, self.method.minibatches, order, whole)
-            updates += [self._update(piece) for piece in pieces]
+            updates += [self._update(piece, f"{epoch}-{i}") for i, piece in enumerate(pieces)]
         metrics = {**collected.metrics, **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]}}
         self.clock.advance(metrics, self.budget)
         return metrics
@@ -138,12 +138,18 @@ class OnPolicyLearner:
             batch = credit(batch, self.memories.get(f"credit.{i}"))
         return batch
 
-    def _update(self, pieces: dict[str, Any]) -> dict[str, Tensor | float]:
-        """One optimizer step on the sum of the objectives of the named minibatches, one critic step beside it."""
+    def _update(self, pieces: dict[str, Any], number: str) -> dict[str, Tensor | float]:
+        """One optimizer step on the sum of the objectives of the named minibatches, one critic step beside it.
+
+        ``number`` tells the updates of a step apart.
+        """
         metrics: dict[str, Tensor | float] = {}
         total = torch.zeros((), device=self.policy.device)
         for name, objective in {"rollouts": self.method.objective, **self.method.objectives}.items():
             batch = objective.prepare(pieces[name])
+            if objective.measures:
+                logp = evaluated(self.policy, batch, "logp", self.limit)
+                batch = objective.measure(logp, batch, self.clock.generator(f"measure-{name}-{number}"))
             for rows in self._pieces(objective, batch):
                 micro = batch[rows]
                 loss = objective(self.policy.evaluate(micro, objective.want()), micro)

@@ -25,7 +25,8 @@ from torch import Tensor
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam
 from policyopt.methods import grpo
-from policyopt.models.language import LanguagePolicy, padded
+from policyopt.models.engines import padded
+from policyopt.models.language import LanguagePolicy
 from policyopt.models.thoughts import ContinuousThoughts, Dirichlet, Expected, GeometricMultiToken, MultiToken, Thought
 from policyopt.objectives.estimators import SequenceSum
 from policyopt.objectives.policy_gradient import Aggregation, Objective, PolicyGradient, RatioClip, SequenceMean

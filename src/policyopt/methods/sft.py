@@ -7,7 +7,7 @@ the batch's tokens of -log π.
 from policyopt.credit.groups import Constant
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, TokenMean
-from policyopt.rollouts.language import Demonstrations
+from policyopt.rollouts.written import Demonstrations
 
 FAMILY = "baselines"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from policyopt.models.attention import NAME, Decoding, KeyValues, Level, Packed
 
@@ -21,6 +22,12 @@ CHUNK_ELEMENTS = 1 << 23  # logits alive at once: 32 MiB in float32
 def inside(length: Tensor, width: int) -> Tensor:
     """length [N] → [N, width], True for the first ``length`` positions of a row."""
     return torch.arange(width, device=length.device) < length[:, None]
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged token rows → ([N, longest] padded on the right with zeros, length [N])."""
+    length = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    return pad_sequence(list(rows), batch_first=True), length
 
 
 def fed(tokens: Tensor) -> dict[str, Tensor]:

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from policyopt.models.continuations import Continuations, Prefixes, Record
+from policyopt.models.attention import KeyValues
 from policyopt.models.engines import SharedPrefixEngine, shared_head, token_logp
 from policyopt.models.padded import Engine, PaddedEngine, agreeing_engine
 from policyopt.types import Message, Outputs, Prompt, Rollouts
@@ -72,6 +71,68 @@ class Sampling:
         if self.top_k:
             cut[:, self.top_k :] = True
         return torch.zeros_like(probability).scatter(-1, index, ordered.masked_fill(cut, 0.0))
+
+
+@dataclass
+class Prefixes:
+    """Token sequences to continue, with keys and values of their beginnings where a former ``extend`` kept them.
+
+    ``known`` is valid for the weights with the stamp ``version`` alone; afterwards the tokens are computed anew.
+    """
+
+    tokens: list[Tensor]
+    known: KeyValues | None = None
+    version: int = -1
+
+
+@dataclass
+class Continuations:
+    """What ``extend`` sampled: sample i = prefix · samples + j continues prefix i // samples.
+
+    actions, behaviour_logp, old_logp, entropy [M, T] (padded on the right), length [M]; finished [M] is False where the
+    limit cut the response. ``forward_tokens`` counts every token that went through the model, recomputed prefixes included;
+    ``sampled_tokens`` the sampled ones.
+    """
+
+    prefixes: list[Tensor]
+    samples: int
+    actions: Tensor
+    behaviour_logp: Tensor
+    old_logp: Tensor
+    entropy: Tensor
+    length: Tensor
+    finished: Tensor
+    forward_tokens: int
+    version: int
+    decoder: Any = None
+
+    @property
+    def sampled_tokens(self) -> int:
+        return int(self.length.sum())
+
+    def tokens(self, row: int, length: int | None = None) -> Tensor:
+        """Prefix and the first ``length`` tokens of a sample (all of them by default)."""
+        own = self.actions[row, : int(self.length[row]) if length is None else length]
+        return torch.cat([self.prefixes[row // self.samples], own])
+
+    def cut(self, rows: Sequence[int], lengths: Sequence[int], append: Sequence[Tensor] | None = None) -> Prefixes:
+        """Prefixes that end after ``lengths[i]`` tokens of sample ``rows[i]``, with ``append[i]`` behind.
+
+        With ``extend(…, keep=True)`` their keys and values are handed on, so that only the last token and what is
+        appended are computed again.
+        """
+        tokens = [self.tokens(r, n) for r, n in zip(rows, lengths, strict=True)]
+        known = None
+        if self.decoder is not None and len(rows):
+            index = torch.tensor(rows, device=self.length.device)
+            computed = torch.tensor(lengths, device=index.device).clamp(max=self.length[index] - 1)
+            known = self.decoder.memory(index, computed)
+        if append is not None:
+            tokens = [torch.cat([t, a]) for t, a in zip(tokens, append, strict=True)]
+        if known is not None:  # the last token's hidden state is needed again
+            total = torch.tensor([len(t) for t in tokens], device=self.length.device)
+            known.length = torch.minimum(known.length, total - 1)
+        return Prefixes(tokens, known, self.version)
 
 
 class LanguagePolicy:
@@ -241,7 +302,7 @@ class LanguagePolicy:
             raise ValueError(f"a prefix of {longest} tokens leaves no room in a context of {self.context}")
         count = len(given.tokens) * samples
         decoder = self.engine.decoder(memory, samples, steps)
-        record = Record(count, steps, self.device)
+        record = _Record(count, steps, self.device)
         logits = self.logits(hidden).repeat_interleave(samples, 0)
         ends, order = self.end_tokens, torch.arange(count, device=self.device)
         for step in range(steps):
@@ -380,10 +441,35 @@ class LanguagePolicy:
         self.tokenizer.save_pretrained(folder)
 
 
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged token rows → ([N, longest] padded on the right with zeros, length [N])."""
-    length = torch.tensor([len(row) for row in rows], device=rows[0].device)
-    return pad_sequence(list(rows), batch_first=True), length
+class _Record:
+    """The columns of M responses while they grow."""
+
+    def __init__(self, count: int, steps: int, device: torch.device) -> None:
+        self.shape, self.columns = (count, steps), dict[str, Tensor]()
+        self.length = torch.zeros(count, dtype=torch.int64, device=device)
+        self.finished = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def add(self, rows: Tensor, step: int, chosen: dict[str, Tensor]) -> None:
+        for name, values in chosen.items():
+            if step == 0:
+                self.columns[name] = values.new_zeros(*self.shape, *values.shape[1:])
+            self.columns[name][rows, step] = values
+        self.length[rows] = step + 1
+
+    def continuations(
+        self, prefixes: list[Tensor], samples: int, forward_tokens: int, version: int, decoder: Any
+    ) -> Continuations:
+        longest = int(self.length.max())
+        return Continuations(
+            prefixes=prefixes,
+            samples=samples,
+            length=self.length,
+            finished=self.finished,
+            forward_tokens=forward_tokens,
+            version=version,
+            decoder=decoder,
+            **{name: column[:, :longest].contiguous() for name, column in self.columns.items()},
+        )
 
 
 def _listed(value: Any) -> list[Any]:

@@ -171,10 +171,16 @@ class Regularizer(Part):
 class Objective(Part):
     """outputs + batch → loss. ``prepare`` runs once on the whole minibatch, the call on each micro-batch of it.
 
-    ``whole_groups``: rows of a group must come together, because their terms can't be told apart.
+    ``whole_groups``: rows of a group must come together, because their terms can't be told apart. Between the two,
+    ``measure`` sees the policy's present outputs for the whole minibatch, without gradient, where ``measures`` asks for it.
     """
 
     whole_groups: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+
+    def measure(self, logp: Tensor, batch: Rollouts, rng: torch.Generator) -> Rollouts:
+        """logp [N, T] → the batch with columns that need numbers of the whole minibatch."""
+        raise NotImplementedError
 
     def want(self) -> tuple[str, ...]:
         """What the policy has to evaluate."""

@@ -11,7 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from policyopt.models.language import LanguagePolicy
-from policyopt.rollouts.language import Groups, prompt_ids, written_rows
+from policyopt.rollouts.language import Groups, prompt_ids
+from policyopt.rollouts.written import written_rows
 from policyopt.types import Clock, Collected, Collector, Ranking, Rollouts
 
 

@@ -27,7 +27,8 @@ from policyopt.models.tiny import tiny_model
 from policyopt.problems.language.base import pass_at_k
 from policyopt.problems.language.mnns import MinimumSignedSum
 from policyopt.rollouts.evaluate import language_act
-from policyopt.rollouts.language import Demonstrations, Groups
+from policyopt.rollouts.language import Groups
+from policyopt.rollouts.written import Demonstrations
 from policyopt.studies.claim import Claim, lower_bound, paired_difference
 from policyopt.training.loop import Cadence, run
 from policyopt.types import Budget, Clock, Collected, generator
