@@ -2,14 +2,14 @@
 
 Same on both sides: weights (one saved folder), pairs in the same order, loss (sigmoid, β = 0.1), reference (the initial
 weights, its log-probabilities computed in every step: one pass over fresh pairs), learning rate, AdamW, clipping, dtype, threads,
-one update a batch. Prompts have 30 to 60 words and responses 10 to 40, drawn from a fixed vocabulary of common words. TRL runs
-in two settings:
+one update a batch. Prompts have 30 to 60 words and responses 10 to 40, drawn from a fixed vocabulary of common words. Both run in
+two settings:
 
-    TRL           the whole batch in one forward
-    TRL, pieces   one pair at a time, gradients accumulated: what it offers against a high peak
+    policyopt, TRL    policyopt with the micro-batch that it chooses by itself; TRL with the whole batch in one forward
+    …, pieces         one pair at a time, gradients accumulated: what both offer against a high peak
 
-Speed is compared with TRL's faster setting, memory with its leaner one. Every measurement has a process of its own; the arms
-alternate. Memory is what training adds to the loaded model: resident memory on the CPU, allocated memory on a GPU.
+Speed is compared between the faster settings, memory between the leaner ones. Every measurement has a process of its own; the
+arms alternate. Memory is what training adds to the loaded model: resident memory on the CPU, allocated memory on a GPU.
 """
 
 from __future__ import annotations
@@ -30,39 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, peak, step_seconds
 
-OURS, WHOLE, PIECES = "policyopt", "TRL", "TRL, pieces"
-WORDS = [
-    "time",
-    "person",
-    "year",
-    "way",
-    "day",
-    "thing",
-    "man",
-    "world",
-    "life",
-    "hand",
-    "part",
-    "child",
-    "eye",
-    "woman",
-    "place",
-    "work",
-    "week",
-    "case",
-    "point",
-    "company",
-    "number",
-    "group",
-    "problem",
-    "fact",
-    "good",
-    "new",
-    "first",
-    "last",
-    "long",
-    "great",
-]
+OURS, OUR_PIECES, WHOLE, PIECES = "policyopt", "policyopt, pieces", "TRL", "TRL, pieces"
+WORDS = """time person year way day thing man world life hand part child eye woman place work week case point company number group
+problem fact good new first last long great"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +46,7 @@ class Options:
     learning_rate: float = 1e-6
     warmup: int = 1  # steps that are not counted
     steps: int = 3  # steps that are
-    repeats: int = 1
+    repeats: int = 1  # of all arms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +60,38 @@ class Setting:
 
 def rows(options: Options) -> list[dict[str, str]]:
     """The pairs of all steps."""
-    rng = Random(0)
+    rng, words = Random(0), WORDS.split()
 
     def text(low: int, high: int) -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+        return " ".join(rng.choices(words, k=rng.randint(low, high)))
 
     count = options.pairs * (options.warmup + options.steps)
     return [{"prompt": text(30, 60) + "\n", "chosen": text(10, 40), "rejected": text(10, 40)} for _ in range(count)]
+
+
+def work(options: Options) -> Any:
+    """The pairs as a problem; what is held out is not used."""
+    from policyopt.problems.language.preferences import PreferenceProblem, normalized
+
+    data = normalized(rows(options), "pairs")
+    return PreferenceProblem(name="pairs", train=data, test=[{**data[0], "prompt": "held out"}], max_new_tokens=256)
+
+
+def ordered_rows(options: Options) -> list[dict[str, str]]:
+    """The pairs in the order in which our collector draws them."""
+    from policyopt.rollouts.language import prompt_ids
+    from policyopt.types import Clock
+
+    clocks = (Clock(seed=0, step=step) for step in range(options.warmup + options.steps))
+    drawn, problem = rows(options), work(options)
+    return [drawn[i] for clock in clocks for i in prompt_ids(problem, options.pairs, clock)]
+
+
+def check_tokens(setting: Setting, got: float, texts: Sequence[str], tokenizer: Any) -> None:
+    """Raise RuntimeError unless ``got`` tokens are those of ``texts`` with an end token behind each."""
+    expected = sum(len(ids) + 1 for ids in tokenizer(list(texts))["input_ids"])
+    if got != expected:
+        raise RuntimeError(f"{setting.arm}: trained on {got} tokens; the pairs have {expected}")
 
 
 def save_model(setting: Setting) -> bool:
@@ -111,7 +106,7 @@ def measure(setting: Setting) -> Measured:
     import torch
 
     torch.set_num_threads(setting.options.threads)
-    return (measure_ours if setting.arm == OURS else measure_trl)(setting)
+    return (measure_ours if setting.arm in (OURS, OUR_PIECES) else measure_trl)(setting)
 
 
 def measure_ours(setting: Setting) -> Measured:
@@ -119,25 +114,25 @@ def measure_ours(setting: Setting) -> Measured:
     from policyopt.learners.update import Adam
     from policyopt.methods import dpo
     from policyopt.models.load import load_policy
-    from policyopt.problems.language.preferences import PreferenceProblem, normalized
     from policyopt.rollouts.preferences import Rankings
 
     options = setting.options
     policy = load_policy(setting.folder, dtype=options.dtype, device=options.device)
-    data = normalized(rows(options), "pairs")
-    problem = PreferenceProblem(name="pairs", train=data, test=[{**data[0], "prompt": "held out"}], max_new_tokens=256)
     method = replace(
         dpo.method(),
         collector=Rankings(prompts=options.pairs, held_out_prompts=0),
         annotators=(Reference(),),
         optimizer=Adam(learning_rate=options.learning_rate),
+        micro_batch=1 if setting.arm == OUR_PIECES else None,
     )
-    meter = Meter(options.device)
-    learner = method.learner(problem, policy, seed=0)
+    meter, tokens = Meter(options.device), 0.0
+    learner = method.learner(work(options), policy, seed=0)
     meter.stamp()
     for _ in range(options.warmup + options.steps):
-        float(learner.step()["loss/policy"])
+        tokens += float(learner.step()["cost/tokens"])
         meter.stamp()
+    responses = [row[side] for row in rows(options) for side in ("chosen", "rejected")]
+    check_tokens(setting, tokens, responses, policy.tokenizer)
     return meter.measured(options.steps)
 
 
@@ -163,12 +158,14 @@ def measure_trl(setting: Setting) -> Measured:
     trainer = DPOTrainer(
         model=model,
         args=trl_settings(setting),
-        train_dataset=Dataset.from_list(rows(options)),
+        train_dataset=Dataset.from_list(ordered_rows(options)),
         processing_class=tokenizer,
         callbacks=[Stamps()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    texts = [row["prompt"] + row[side] for row in rows(options) for side in ("chosen", "rejected")]
+    check_tokens(setting, float(trainer._total_train_tokens), texts, tokenizer)
     return meter.measured(options.steps)
 
 
@@ -183,6 +180,7 @@ def trl_settings(setting: Setting) -> Any:
         per_device_train_batch_size=options.pairs // pieces,
         gradient_accumulation_steps=pieces,
         beta=0.1,
+        train_sampling_strategy="sequential",
         learning_rate=options.learning_rate,
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
@@ -207,9 +205,11 @@ def summary(arms: Arms) -> dict[str, Any]:
     """Ratios of the medians."""
     seconds = {arm: step_seconds(measured) for arm, measured in arms.items()}
     peaks = {arm: peak(measured) for arm, measured in arms.items()}
+    faster = [min(seconds[whole], seconds[pieces]) for whole, pieces in ((OURS, OUR_PIECES), (WHOLE, PIECES))]
+    leaner = [min(peaks[whole], peaks[pieces]) for whole, pieces in ((OURS, OUR_PIECES), (WHOLE, PIECES))]
     return {
-        "ratio": round(min(seconds[WHOLE], seconds[PIECES]) / seconds[OURS], 3),
-        "memory_ratio": round(peaks[OURS] / min(peaks[WHOLE], peaks[PIECES]), 3),
+        "ratio": round(faster[1] / faster[0], 3),
+        "memory_ratio": round(leaner[0] / leaner[1], 3),
         "seconds_per_step": {arm: round(value, 3) for arm, value in seconds.items()},
         "peak_mib": {arm: round(value / MIB, 1) for arm, value in peaks.items()},
     }
@@ -231,7 +231,8 @@ def main(options: Options) -> None:
     with TemporaryDirectory() as folder:
         setting = Setting(arm=OURS, folder=folder, options=options)
         apart(save_model, setting)
-        arms = alternate(measure, {arm: replace(setting, arm=arm) for arm in (OURS, WHOLE, PIECES)}, options.repeats)
+        every = (OURS, WHOLE, OUR_PIECES, PIECES)
+        arms = alternate(measure, {arm: replace(setting, arm=arm) for arm in every}, options.repeats)
     numbers = summary(arms)
     Console().print(comparison(options.pairs, numbers, list(arms)))
     print(json.dumps({"benchmark": "dpo_vs_trl", **numbers, "options": asdict(options)}))

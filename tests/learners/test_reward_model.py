@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from policyopt import registry
-from policyopt.learners.reward_model import BradleyTerry, LearnedReward, Rewarded, reward_model
+from policyopt.learners.reward_model import (
+    BradleyTerry,
+    LearnedReward,
+    Rewarded,
+    calibration_error,
+    reward_model,
+    with_language_loss,
+)
 from policyopt.learners.update import Adam
 from policyopt.models.language import LanguagePolicy
-from policyopt.models.reward_model import RewardModel
+from policyopt.models.reward_model import RewardModel, load_reward_model
+from policyopt.objectives.preference import ranked_rows
 from policyopt.problems.language.arithmetic import Arithmetic
 from policyopt.problems.language.bigrams import Bigrams
 from policyopt.rollouts.language import Groups
@@ -48,6 +56,61 @@ def test_it_learns_a_known_reward_and_leaves_the_policy_alone() -> None:
     accuracy = result.curve("eval/preference_accuracy")[1]
     assert accuracy[-1] > accuracy[0] + 0.1 and accuracy[-1] > 0.65
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+def test_calibration_by_hand() -> None:
+    """Two bins: confidences 0.6, 0.7 (one right) and 0.9 (right): (|1 - 1.3| + |1 - 0.9|) / 3."""
+    margin = torch.logit(torch.tensor([0.6, 0.3, 0.9], dtype=torch.float64))
+    assert float(calibration_error(margin, bins=2)) == pytest.approx(0.4 / 3)
+    assert float(calibration_error(torch.zeros(7))) == 0.0  # says nothing, claims nothing
+    assert float(calibration_error(torch.full((8,), 50.0))) == pytest.approx(0.0)  # sure, and right
+    assert float(calibration_error(torch.full((8,), -50.0))) == pytest.approx(1.0)  # sure, and wrong
+    rng = torch.Generator().manual_seed(0)
+    size = 3 * torch.rand(200_000, generator=rng)
+    drawn = torch.where(torch.rand(len(size), generator=rng) < size.sigmoid(), size, -size)
+    assert float(calibration_error(drawn)) < 0.01 < float(calibration_error(2 * drawn))
+
+
+def test_evaluation_reports_accuracy_and_calibration() -> None:
+    problem = Bigrams(train_size=32, test_size=16, letters=6, length=5)
+    policy = registry.policy("fresh:layers=1,width=16,heads=2", problem, seed=0, device="cpu")
+    learner = BradleyTerry(collector=Rankings(prompts=8)).learner(problem, policy, seed=0)
+    found = learner.evaluate()
+    assert {"eval/preference_accuracy", "eval/preference_confidence", "eval/calibration"} <= set(found)
+    gap = abs(float(found["eval/preference_accuracy"]) - float(found["eval/preference_confidence"]))
+    assert gap - 1e-5 <= float(found["eval/calibration"]) <= 1.0  # binned gaps add up to at least the whole one
+
+
+def test_the_language_loss_is_the_likelihood_of_the_chosen(policy: LanguagePolicy) -> None:
+    model = RewardModel(policy, seed=0)
+    batch, _ = ranked_responses(policy, Arithmetic(), range(4))
+    objective = with_language_loss(0.5).objective
+    batch = objective.prepare(batch)
+    loss = objective(model.evaluate(batch, objective.want()), batch)
+    plain = BradleyTerry().objective
+    outputs = model.evaluate(batch, plain.want())
+    assert outputs.logp is None
+    chosen = ranked_rows(batch)[:, 0]
+    likelihood = model.body.evaluate(batch).logp.sum(1)[chosen].mean()
+    torch.testing.assert_close(loss.value, plain(outputs, batch).value - 0.5 * likelihood)
+    loss.value.backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+
+
+def test_a_saved_model_scores_alike_and_rewards_rollouts(tmp_path) -> None:
+    problem = Bigrams(train_size=32, test_size=8, letters=6, length=5)
+    policy = registry.policy("fresh:layers=1,width=16,heads=2", problem, seed=0, device="cpu")
+    model = RewardModel(policy, seed=3)
+    batch, _ = ranked_responses(policy, problem, range(8))
+    model.standardize(batch, 4096)
+    model.save(tmp_path)
+    loaded = load_reward_model(tmp_path, "cpu")
+    torch.testing.assert_close(loaded.score(batch, 4096), model.score(batch, 4096))
+    part = LearnedReward(saved=str(tmp_path))
+    rewarded = part(batch, policy, part.build(policy, 0), 4096)
+    torch.testing.assert_close(rewarded.scores["reward"], model.score(batch, 4096))
+    with pytest.raises(ValueError, match="holds no reward model"):
+        load_reward_model(tmp_path / "elsewhere")
 
 
 def test_rollouts_are_rewarded_by_the_model() -> None:

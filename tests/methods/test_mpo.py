@@ -45,7 +45,7 @@ def setting():
     return problem, registry.policy("fresh:layers=1,width=16,heads=2", problem, seed=0, device="cpu")
 
 
-@pytest.mark.parametrize("variant", ["", *(f":{name}" for name in mpo.VARIANTS)])
+@pytest.mark.parametrize("variant", ["", *(f":{name}" for name in mpo.VARIANTS if name != "ppo_alone")])
 def test_the_stages_divide_the_prompts(variant: str) -> None:
     problem, policy = setting()
     learner = small(f"mpo{variant}").learner(problem, policy, seed=0, budget=Budget(updates=6))
@@ -69,6 +69,32 @@ def test_the_first_step_of_ppo_is_unpenalised() -> None:
         metrics = learner.step()
     assert learner.position == 2 and float(metrics["policy/clip_fraction"]) == 0.0
     assert float(metrics["policy/kl"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_penalty_may_be_to_the_initial_policy() -> None:
+    problem, policy = setting()
+    start = [p.detach().clone() for p in policy.parameters()]
+    learner = small("mpo:toward_initial").learner(problem, policy, seed=0, budget=Budget(updates=6))
+    for _ in range(5):
+        learner.step()
+    reference = learner.current.models["annotators.1"]
+    assert learner.position == 2
+    assert all(torch.equal(a, b) for a, b in zip(start, reference.model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(start, learner.policy.parameters(), strict=True))
+
+
+def test_ppo_alone_starts_from_the_given_policy() -> None:
+    problem, policy = setting()
+    learner = small("mpo:ppo_alone").learner(problem, policy, seed=0, budget=Budget(updates=4))
+    for _ in range(3):
+        metrics = learner.step()
+    assert learner.position == 1 and "loss/value" in metrics and learner.current.problem is problem
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_both_parts_have_pairs(share: float) -> None:
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        Selected(name="easy", method=None, share=share)
 
 
 def test_the_optimum_has_both_rewards() -> None:

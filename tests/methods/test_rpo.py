@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from policyopt.methods import dpo, rpo
-from policyopt.methods.rpo import ChosenLikelihood, cumulative
-from policyopt.objectives.preference import Preference, Sigmoid
+from policyopt.methods.rpo import cumulative
+from policyopt.objectives.preference import ChosenLikelihood, Preference, Sigmoid
 
 PAIR = ([[-10.0, -12.0]], [[-11.0, -11.5]], [[1.0, 0.0]])
 

@@ -35,12 +35,13 @@ def evaluated(model: Any, batch: Rollouts, column: str, limit: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Annotator):
-    """``ref_logp``: log-probabilities under a frozen copy of the policy as it was when training began."""
+    """``ref_logp``: log-probabilities under a frozen copy of ``model``, of the policy as training began where it is None."""
 
     gives: ClassVar[tuple[str, ...]] = ("ref_logp",)
+    model: Any = field(default=None, repr=False)
 
     def build(self, policy: Any, seed: int) -> Any:
-        return policy.frozen_copy()
+        return (policy if self.model is None else self.model).frozen_copy()
 
     def __call__(self, batch: Rollouts, policy: Any, model: Any, limit: int, memory: Any = None) -> Rollouts:
         return batch.replace(ref_logp=evaluated(model, batch, "logp", limit))

@@ -9,33 +9,14 @@ baseline policy; here the baseline is the distribution of the chosen responses:
 Sums and means differ by the response's length: a weight belongs to one form.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from dataclasses import replace
 
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.methods import dpo
-from policyopt.objectives.policy_gradient import counted
-from policyopt.objectives.preference import ListRegularizer, Preference, Sigmoid
-from policyopt.types import Outputs, Rollouts
+from policyopt.objectives.preference import ChosenLikelihood, Preference, Sigmoid
 
 FAMILY = "preferences"
 VARIANTS = ("average",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChosenLikelihood(ListRegularizer):
-    """-Σ_t log π of each list's best response; ``average`` divides it by the response's length."""
-
-    name: ClassVar[str] = "imitation"
-    average: bool = False
-
-    def __call__(self, outputs: Outputs, batch: Rollouts, order: Tensor) -> Tensor:
-        assert outputs.logp is not None
-        best, steps = order[:, 0], counted(batch)
-        total = (outputs.logp[best] * steps[best]).sum(1)
-        return -total / steps[best].sum(1) if self.average else -total
 
 
 def cumulative(eta: float, beta: float) -> Preference:

@@ -4,8 +4,8 @@
     loss = mean of -log σ( Σ_t β f_t (log π - log reference) over the chosen - the same over the rejected )
 
 Two stages: DPO gives π̂; then training starts again from the policy that was given. The weights are constants. They stay at
-``floor`` or more (a token's push must not change sign; the authors' code does not clamp): its share of clamped tokens is
-logged. α = 0.5 and β = 0.1 are the repository's example; the paper also shows α = 1 and 2.
+``floor`` or more (a token's push must not change sign; the authors' code does not clamp, as
+floor=-inf doesn't). α = 0.5 and β = 0.1 are the repository's example; the paper also shows α = 1 and 2.
 """
 
 from collections.abc import Mapping

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from policyopt.models.engines import SharedPrefixEngine
 from policyopt.models.language import LanguagePolicy
+from policyopt.models.load import load_policy
 from policyopt.types import Outputs, Rollouts
+
+HEAD = "reward_head.safetensors"
 
 
 class RewardModel:
@@ -41,8 +46,9 @@ class RewardModel:
         return [*(p for p in self.body.parameters() if p.requires_grad), *self.head.parameters()]
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
-        """``value`` [N], with gradient."""
-        return Outputs(value=self.value(batch), batch_size=batch.batch_size)
+        """``value`` [N], and ``logp`` [N, T] of its language-model head where wanted, with gradient."""
+        logp = self.body.evaluate(batch).logp if "logp" in want else None
+        return Outputs(value=self.value(batch), logp=logp, batch_size=batch.batch_size)
 
     def value(self, batch: Rollouts) -> Tensor:
         """[N], with gradient; rows of one ``group`` share one copy of their prompt."""
@@ -94,6 +100,11 @@ class RewardModel:
     def encode(self, prompts: Sequence[Any], limit: int | None = None) -> list[Tensor]:
         return self.body.encode(prompts, limit)
 
+    def save(self, folder: Path) -> None:
+        """Network and tokenizer in Hugging Face format, and beside them the head in a file of its own."""
+        self.body.save(folder)
+        save_file({"head": self.head.weight.detach().contiguous(), "moments": self.moments}, folder / HEAD)
+
     def state_dict(self) -> dict[str, Any]:
         return {"body": self.body.state_dict(), "head": self.head.weight.detach(), "moments": self.moments}
 
@@ -102,3 +113,17 @@ class RewardModel:
         with torch.no_grad():
             self.head.weight.copy_(state["head"])
         self.moments = state["moments"].clone()
+
+
+def load_reward_model(folder: Path, device: str | None = None) -> RewardModel:
+    """What ``RewardModel.save`` wrote. Raises ValueError where that folder holds no reward model."""
+    if not (folder / HEAD).is_file():
+        raise ValueError(
+            f"{folder} holds no reward model ({HEAD} is missing): give a folder that RewardModel.save wrote"
+        )
+    model = RewardModel(load_policy(str(folder), device=device), seed=0)
+    saved = load_file(folder / HEAD)
+    with torch.no_grad():
+        model.head.weight.copy_(saved["head"])
+    model.moments = saved["moments"].to(model.device)
+    return model

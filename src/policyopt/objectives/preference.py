@@ -213,6 +213,20 @@ class ListRegularizer(Part):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChosenLikelihood(ListRegularizer):
+    """-Σ_t log π of each list's best response; ``average`` divides it by the response's length."""
+
+    name: ClassVar[str] = "imitation"
+    average: bool = False
+
+    def __call__(self, outputs: Outputs, batch: Rollouts, order: Tensor) -> Tensor:
+        assert outputs.logp is not None
+        best, steps = order[:, 0], counted(batch)
+        total = (outputs.logp[best] * steps[best]).sum(1)
+        return -total / steps[best].sum(1) if self.average else -total
+
+
 # -- the objective
 
 

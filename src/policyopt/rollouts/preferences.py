@@ -27,9 +27,9 @@ def ranked_responses(
     """The problem's rankings of the prompts ``ids`` as rows [Σ K], a group a list, and how much was cut.
 
     Responses get the end token behind them and keep their first ``limit`` tokens (the problem's ``max_new_tokens`` where
-    None), prompts their last ``prompt_limit``. Reported: the shares of responses that were cut, and of prompts that are as
-    long as their limit. Raises ValueError for a list of one, an empty response, a score that is not finite, and one
-    response that is ranked twice with different scores.
+    None), prompts their last ``prompt_limit`` (what the context leaves beside a response, half of it at least, where None).
+    Reported: the shares of responses that were cut, and of prompts that are as long as their limit. Raises ValueError for a
+    list of one, an empty response, a score that is not finite, and one response that is ranked twice with different scores.
     """
     rankings = problem.rankings(ids, split)
     for prompt, ranking in zip(ids, rankings, strict=True):
@@ -37,17 +37,17 @@ def ranked_responses(
     owner = [i for i, (responses, _) in enumerate(rankings) for _ in responses]
     texts = [text for responses, _ in rankings for text in responses]
     prompts = problem.prompts(ids, split)
-    batch, cut = written_rows(policy, prompts, owner, texts, limit or problem.max_new_tokens, prompt_limit)
+    limit = limit or problem.max_new_tokens
+    prompt_limit = prompt_limit or policy.context - min(limit, policy.context // 2)
+    batch, cut = written_rows(policy, prompts, owner, texts, limit, prompt_limit)
     reward = torch.tensor([score for _, scores in rankings for score in scores], device=policy.device)
     made = batch.replace(
         group=torch.tensor(owner, device=policy.device),
         prompt_id=torch.tensor([ids[i] for i in owner], device=policy.device),
         scores=TensorDict({"reward": reward}, [len(owner)]),
     )
-    metrics = {"response/truncated": cut}
-    if prompt_limit is not None:
-        metrics["prompt/at_limit"] = float((batch.prompt_length >= prompt_limit).float().mean())
-    return made, metrics
+    at_limit = float((batch.prompt_length >= prompt_limit).float().mean())
+    return made, {"response/truncated": cut, "prompt/at_limit": at_limit}
 
 
 def check_ranking(ranking: Ranking, where: str) -> None:
@@ -67,8 +67,8 @@ def check_ranking(ranking: Ranking, where: str) -> None:
 class Rankings(Collector):
     """The problem's ranked responses to ``prompts`` training prompts a step.
 
-    prompt_limit: prompts keep their last so many tokens. held_out_prompts: of the held-out ones, on which accuracy and
-    margin are measured at evaluations.
+    prompt_limit: prompts keep their last so many tokens; what the context leaves beside a response where None.
+    held_out_prompts: of the held-out ones, on which accuracy and margin are measured at evaluations.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("scores", "group", "prompt_id")

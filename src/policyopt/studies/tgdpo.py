@@ -1,7 +1,7 @@
 """TGDPO's claim: token weights from an earlier DPO policy do better than DPO, and better still when training goes on for long.
 
 Strings with a known reward, 1000 pairs of which a quarter have the wrong label, ten epochs. TGDPO pays for its guide: one arm of
-DPO has the updates of both stages. With the true token scores as guide it is shown what informative weights are worth.
+DPO has the updates of both stages.
 """
 
 from __future__ import annotations
