@@ -25,6 +25,10 @@ class EnsembleLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first map alone: [N, I] → [N, O]."""
+        return torch.addmm(self.bias[0], x, self.weight[0])
+
 
 class EnsembleNorm(nn.Module):
     """Layer normalization with a scale and shift for each head: [K, N, F] → [K, N, F]."""
@@ -36,6 +40,10 @@ class EnsembleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, functional.layer_norm(x, x.shape[-1:]), self.scale)
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first head's: [N, F] → [N, F]."""
+        return torch.addcmul(self.shift[0], functional.layer_norm(x, x.shape[-1:]), self.scale[0])
 
 
 class QEnsemble(nn.Module):
@@ -54,6 +62,13 @@ class QEnsemble(nn.Module):
         inputs = torch.cat((observation, action), -1).expand(self.heads, -1, -1)
         values: Tensor = self.layers(inputs)
         return values.squeeze(-1)
+
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values [N] of the first head alone, at the cost of one."""
+        x = torch.cat((observation, action), -1)
+        for layer in self.layers:
+            x = layer.first(x) if isinstance(layer, EnsembleLinear | EnsembleNorm) else layer(x)
+        return x.squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
