@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.data import ScaledReward, Standardize, StandardizedPolicy
 from policyopt.learners.update import Adam
 from policyopt.models.bounded_actors import Bounded
-from policyopt.models.mlp import Standardization
 from policyopt.models.q_functions import QEnsemble, QFunctions
 from policyopt.models.soft_actor import SoftActor, TanhGaussian
 from policyopt.objectives.behaviour import BehaviourRegularizer, value_scale
@@ -338,22 +338,6 @@ class ExploringPolicy:
         return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
 
 
-class StandardizedPolicy:
-    """A policy that sees observations as the data set's statistics standardize them."""
-
-    def __init__(self, policy: Any, standardization: nn.Module) -> None:
-        self.policy, self.standardization = policy, standardization
-
-    def act(
-        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Actions [N, A] for raw observations [N, S]."""
-        acted: tuple[Tensor, dict[str, Tensor], Any] = self.policy.act(
-            self.standardization(observation), memory, rng, greedy
-        )
-        return acted
-
-
 @dataclass(frozen=True, kw_only=True)
 class Acting(Part):
     """Who acts with an agent: its actor. Others may put something between the actor and the environment."""
@@ -385,25 +369,13 @@ class Exploring(Acting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standardize(Part):
-    """Observations by the mean and the deviation + ``epsilon`` of the data set; the numbers are part of the agent."""
-
-    epsilon: float = 1e-3
-
-    def fit(self, observations: Tensor) -> Standardization:
-        made = Standardization(observations.shape[-1], limit=math.inf)
-        made.fit(observations, self.epsilon)
-        return made
-
-
-@dataclass(frozen=True, kw_only=True)
 class OffPolicy:
     """A method that learns from remembered transitions.
 
     Each step collects once, and then goes through the ``rounds`` on batches of ``batch`` transitions, once the
     collector's warm-up is over. Without a collector the memory holds the problem's ``transitions()``, their observations
-    standardized where ``standardize`` says how. Actions lie in [−1, 1]^A. Raises ValueError where two updates train the
-    same network.
+    standardized and their rewards scaled where ``standardize`` and ``rewards`` say how. Actions lie in [−1, 1]^A.
+    Raises ValueError where two updates train the same network.
     """
 
     rounds: tuple[Round, ...] = (Round(updates=(SoftCritic(), SoftPolicy(), Temperature())),)
@@ -412,10 +384,13 @@ class OffPolicy:
     batch: int = 256
     capacity: int = 1_000_000
     standardize: Standardize | None = None
+    rewards: ScaledReward | None = None
 
     def __post_init__(self) -> None:
-        if self.standardize is not None and self.collector is not None:
-            raise ValueError("observations are standardized by a data set: that needs collector=None")
+        if self.collector is not None and (self.standardize is not None or self.rewards is not None):
+            raise ValueError(
+                "observations and rewards are scaled where they are a data set's: that needs collector=None"
+            )
         if idle := [update for update in self.updates() if update.every < 1]:
             raise ValueError(f"every must be a positive number of batches, got {idle[0].every} for {idle[0].trains}")
         if self.batch < 1:
@@ -462,6 +437,8 @@ class OffPolicyLearner:
             )
             self.agent["standardization"] = standardization
             self.policy = StandardizedPolicy(self.policy, standardization)
+        if self.method.rewards is not None:
+            data = data.replace(reward=self.method.rewards.scale * data.reward + self.method.rewards.shift)
         for update in self.method.updates():
             update.prepare(self.agent, data)
         memory = Replay(len(data))

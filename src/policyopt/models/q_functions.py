@@ -70,6 +70,18 @@ class QEnsemble(nn.Module):
             x = layer.first(x) if isinstance(layer, EnsembleLinear | EnsembleNorm) else layer(x)
         return x.squeeze(-1)
 
+    def many(self, observation: Tensor, actions: Tensor) -> Tensor:
+        """Values [K, N, M] of M actions [N, M, A] of each observation [N, S], whose part of the first layer is shared."""
+        rows, count, size = actions.shape
+        linear = self.layers[0]
+        assert isinstance(linear, EnsembleLinear)
+        seen, done = linear.weight.split((observation.shape[-1], size), 1)
+        before = torch.baddbmm(linear.bias, observation.expand(self.heads, -1, -1), seen)
+        x = torch.bmm(actions.reshape(1, rows * count, size).expand(self.heads, -1, -1), done)
+        x = x.view(self.heads, rows, count, -1).add_(before.unsqueeze(2)).flatten(1, 2)
+        values: Tensor = self.layers[1:](x)
+        return values.view(self.heads, rows, count)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QFunctions(Part):
