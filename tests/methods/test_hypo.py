@@ -96,7 +96,7 @@ def test_an_uncovered_action_moves_only_under_the_divergence() -> None:
 
 def test_without_the_divergence_it_is_dpo() -> None:
     problem = Bigrams(train_size=64, test_size=8, letters=6, length=5)
-    method = hypo.hybrid(dpo.method().collector, hypo.method().collector.online, beta=0.1, coefficient=0.0)
+    method = hypo.hybrid(dpo.method().collector, hypo.method().collector.others["online"], beta=0.1, coefficient=0.0)
     plain = replace(dpo.method(), objective=Preference(loss=Sigmoid(beta=0.1)))
     found = []
     for one in (method, plain):

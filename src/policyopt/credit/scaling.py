@@ -74,6 +74,50 @@ class RewardScaling(Credit):
         return with_scores(batch.replace(rewards=batch.rewards / scale), reward_scale=kept)
 
 
+class RewardMoments:
+    """Count, mean and summed squared deviations of all rewards seen."""
+
+    def __init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        self.state = {"count": zero, "mean": zero, "squares": zero}
+
+    def add(self, values: Tensor) -> tuple[float, float]:
+        """Adds values [N]; → mean and unbiased deviation of all so far (1 for fewer than two)."""
+        moments = merge_moments(*self.state.values(), values.double().cpu())
+        self.state = dict(zip(self.state, moments, strict=True))
+        count, mean, squares = map(float, moments)
+        return mean, max((squares / (count - 1)) ** 0.5, 1e-8) if count > 1 else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = {name: state[name] for name in ("count", "mean", "squares")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningReward(Credit):
+    """clip((r - mean) / deviation, ±clip) of the responses' rewards, moments of all that were seen, this batch included.
+
+    ``centre`` False leaves the mean in ("reward scaling"); ``clip`` None does not clip.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("scores",)
+    gives: ClassVar[tuple[str, ...]] = ("scores",)
+    centre: bool = True
+    clip: float | None = None
+
+    def memory(self) -> RewardMoments:
+        return RewardMoments()
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        assert isinstance(memory, RewardMoments)
+        reward = batch.scores["reward"]
+        mean, deviation = memory.add(reward)
+        scaled = (reward - (mean if self.centre else 0.0)) / deviation
+        return with_scores(batch, reward=scaled if self.clip is None else scaled.clamp(-self.clip, self.clip))
+
+
 SPENT = ("rewards", "discount", "terminated", "truncated", "next_observations", "next_value")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,21 +19,28 @@ from policyopt.types import Clock, Part, Rollouts
 class Critic(Part):
     """A value network of the policy's own shape with its own optimizer.
 
-    clip: PPO's value clip around the values at collection (None: plain squared error).
+    clip: PPO's value clip around the values at collection (None: plain squared error). ``start`` is what it starts from in
+    the place of the policy's weights: a reward model, or the critic of a finished stage.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("value", "next_value")
     optimizer: Adam = Adam()
     clip: float | None = None
+    start: Any = field(default=None, repr=False)
 
     def build(self, policy: Any, seed: int) -> LiveCritic:
-        return LiveCritic(self, policy.critic(seed), getattr(policy, "default_learning_rate", lambda: 1e-3)())
+        model = (policy if self.start is None else self.start).critic(seed)
+        return LiveCritic(self, model, getattr(policy, "default_learning_rate", lambda: 1e-3)())
 
 
 class LiveCritic:
     def __init__(self, settings: Critic, model: Any, learning_rate: float) -> None:
         self.settings, self.model = settings, model
         self.optimizer = settings.optimizer.build(model.parameters(), learning_rate)
+
+    def critic(self, seed: int) -> Any:
+        """A value network of its own with the present weights."""
+        return deepcopy(self.model)
 
     def annotate(self, batch: Rollouts, limit: int) -> Rollouts:
         """Adds ``value`` and ``next_value`` [N, T]: the critic knows what state follows a step."""

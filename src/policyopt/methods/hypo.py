@@ -11,7 +11,7 @@ action spaces want λ of 0.02 to 0.2.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from policyopt.objectives.preference import Preference, Sigmoid
 from policyopt.parallel import all_sum
 from policyopt.rollouts.language import Groups
 from policyopt.rollouts.preferences import Rankings
-from policyopt.types import Clock, Collected, Collector, Loss, Outputs, Rollouts
+from policyopt.rollouts.together import Together
+from policyopt.types import Collector, Loss, Outputs, Rollouts
 
 FAMILY = "preferences"
 VARIANTS = ("alone",)
@@ -57,33 +58,11 @@ class ReverseDivergence(Objective):
         return Loss(value, {"loss/divergence": value.detach(), "policy/reference_kl": (share * ratio).sum()})
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoggedAndOnline(Collector):
-    """What ``logged`` collects, and beside it, as the batch "online", what ``online`` does."""
-
-    gives: ClassVar[tuple[str, ...]] = ("scores", "group", "prompt_id")
-    logged: Collector = Rankings()
-    online: Collector = Groups()
-
-    def __call__(self, policy: Any, problem: Any, clock: Clock, memory: Any = None) -> Collected:
-        logged, online = self.logged(policy, problem, clock), self.online(policy, problem, clock)
-        cost = {
-            name: logged.metrics.get(name, 0.0) + online.metrics[name]
-            for name in online.metrics
-            if name.startswith("cost/")
-        }
-        batches = {"rollouts": logged.batches["rollouts"], "online": online.batches["rollouts"]}
-        return Collected(batches, {**online.metrics, **logged.metrics, **cost})
-
-    def held_out(self, policy: Any, problem: Any) -> Any:
-        return self.logged.held_out(policy, problem)
-
-
 def hybrid(logged: Collector, online: Collector, beta: float, coefficient: float, baseline: bool = True) -> OnPolicy:
     """DPO with ``beta`` on what is logged, the divergence with ``coefficient`` on what is sampled."""
     return replace(
         dpo.method(),
-        collector=LoggedAndOnline(logged=logged, online=online),
+        collector=Together(main=logged, others={"online": online}),
         annotators=(Reference(),),
         objective=Preference(loss=Sigmoid(beta=beta)),
         objectives={"online": ReverseDivergence(coefficient=coefficient, baseline=baseline)},

@@ -15,14 +15,13 @@ More than two samples a prompt are all their pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from policyopt.credit.groups import Credit, group_mean
-from policyopt.credit.scaling import merge_moments
+from policyopt.credit.scaling import RewardMoments, with_scores
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.policy_gradient import Objective
@@ -136,20 +135,6 @@ class PairwisePolicyGradient(Objective):
         return Loss(value, {"loss/policy": value.detach()})
 
 
-class DifferenceMoments:
-    """The moments of all reward differences from the mean of their prompt, so far."""
-
-    def __init__(self) -> None:
-        zero = torch.zeros((), dtype=torch.float64)
-        self.count, self.mean, self.squares = zero, zero, zero
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DifferenceScaling(Credit):
     """reward / running deviation of the rewards from their prompt's mean (with the factor of the group's size)."""
@@ -157,18 +142,16 @@ class DifferenceScaling(Credit):
     needs: ClassVar[tuple[str, ...]] = ("scores", "group")
     gives: ClassVar[tuple[str, ...]] = ("scores",)
 
-    def memory(self) -> DifferenceMoments:
-        return DifferenceMoments()
+    def memory(self) -> RewardMoments:
+        return RewardMoments()
 
     def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
-        assert isinstance(memory, DifferenceMoments)
+        assert isinstance(memory, RewardMoments)
         reward = batch.scores["reward"]
-        centred = (reward - group_mean(reward, batch.group)).double().cpu()
-        memory.count, memory.mean, memory.squares = merge_moments(memory.count, memory.mean, memory.squares, centred)
-        size = batch.group.unique(return_counts=True)[1].double().mean().cpu()
-        deviation = (memory.squares / memory.count * size / (size - 1)).sqrt().clamp(min=1e-6)
-        scores = {**dict(batch.scores.items()), "reward": reward / float(deviation)}
-        return batch.replace(scores=TensorDict(scores, [len(batch)]))
+        memory.add(reward - group_mean(reward, batch.group))
+        size = len(batch) / len(batch.group.unique())
+        variance = float(memory.state["squares"] / memory.state["count"]) * size / (size - 1)
+        return with_scores(batch, reward=reward / max(variance**0.5, 1e-6))
 
 
 def pairwise(clip: PairClip) -> OnPolicy:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policyopt.models.engines import SharedPrefixEngine
 from policyopt.models.language import LanguagePolicy
+from policyopt.models.language_critic import LanguageCritic
 from policyopt.models.load import load_policy
 from policyopt.types import Outputs, Rollouts
 
@@ -73,6 +74,14 @@ class RewardModel:
         self.moments = torch.tensor([0.0, 1.0], device=self.device)
         value = self.score(batch, limit)
         self.moments = torch.stack([value.mean(), value.std().clamp(min=1e-6)])
+
+    def critic(self, seed: int) -> LanguageCritic:
+        """A value network that starts from this network and its head."""
+        made = LanguageCritic(self.body, seed)
+        with torch.no_grad():
+            made.value_head.weight.copy_(self.head.weight / self.moments[1])
+            made.value_head.bias.copy_(-self.moments[0] / self.moments[1])
+        return made
 
     def micro_batches(self, batch: Rollouts, tokens: int, whole: bool = False) -> list[Tensor]:
         return self.body.micro_batches(batch, tokens, whole)
