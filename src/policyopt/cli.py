@@ -217,10 +217,16 @@ class Diff:
 
 @dataclass
 class Report:
-    """Write a run's page (report.html, curve.svg) anew, or with --claims the table of verdicts in docs/claims.md."""
+    """Write a run's page (report.html, curve.svg) anew, or with --claims the table of verdicts in docs/claims.md.
+
+    policyopt report runs/…                            one run's page
+    policyopt report --entropy-law runs/a runs/b       what their scores bought with entropy: R = -a exp(H) + b
+    """
 
     run: Positional[Path | None] = None
     claims: bool = False
+    entropy_law: Annotated[tuple[Path, ...], arg(metavar="RUN")] = ()
+    """Runs whose evaluations the law is fitted to; the figure is entropy-law.svg in the first one's folder."""
     results: Path = Path("results")
     page: Path = Path("docs/claims.md")
 
@@ -231,6 +237,13 @@ class Report:
             write_claims(self.results, self.page)
             pages = write_verdicts(self.results, self.page.parent / "methods")
             console.print(f"wrote {self.page} and the verdicts on {len(pages)} pages")
+        elif self.entropy_law:
+            from policyopt.reports.entropy_law import write_entropy_law
+
+            target = self.entropy_law[0] / "entropy-law.svg"
+            table, _ = write_entropy_law(self.entropy_law, target)
+            console.print(table)
+            console.print(f"wrote {target}", highlight=False)
         elif self.run is not None:
             from policyopt.reports.run import write_run_report
 

@@ -32,6 +32,7 @@ PROBLEMS = {
     "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
     "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
     "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),
+    "checker": ("policyopt.problems.control.checker", "logged walks to a goal that are good in places, for offline methods"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
@@ -126,7 +127,7 @@ def policy(spec: str, problem: Any, **options: Any) -> Any:
 
 def studies() -> list[str]:
     """The slugs that have a study."""
-    reserved = {"__init__", "claim", "arms", "gates", "workers", "bandits", "preferences"}
+    reserved = {"__init__", "claim", "arms", "gates", "workers", "bandits", "offline", "preferences"}
     return [p.stem.replace("_", "-") for p in sorted((HERE / "studies").glob("*.py")) if p.stem not in reserved]
 
 

@@ -84,6 +84,7 @@ def test_each_update_moves_its_own_network_alone():
     for update in SMALL.updates():
         before = {k: v.clone() for k, v in learner.agent.state_dict().items()}
         learner._update(update, batch, generator(0, "u"))
+        update.finish(learner.agent)
         moved = {k.split(".")[0] for k, v in learner.agent.state_dict().items() if not torch.equal(v, before[k])}
         assert moved == {"critic": {"critic", "target"}}.get(update.trains, {update.trains})
         assert all(p.grad is None for p in learner.agent.parameters())

@@ -44,3 +44,12 @@ def test_heads_begin_apart_and_the_seed_decides():
 def test_sizes_must_be_positive():
     with pytest.raises(ValueError, match="heads=0"):
         QFunctions(heads=0)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_first_head_and_many_actions_are_the_whole_ensemble_s(layer_norm):
+    critic = QFunctions(heads=3, width=16, layer_norm=layer_norm).build(4, 2, 0)
+    observation, actions = torch.randn(5, 4), torch.randn(5, 7, 2)
+    assert torch.allclose(critic.first(observation, actions[:, 0]), critic(observation, actions[:, 0])[0], atol=1e-6)
+    each = torch.stack([critic(observation, actions[:, i]) for i in range(7)], -1)
+    assert torch.allclose(critic.many(observation, actions), each, atol=1e-5)

@@ -4,8 +4,8 @@ An agent is a set of named networks. A method lists updates, each of which makes
 loss on a batch of transitions, and has its own optimizer; a round is a sequence of updates on one batch, repeated with
 fresh ones. Without a collector nothing is gathered: the learner works on the problem's data, offline.
 
-Soft actor-critic: arXiv 1812.05905. An update of another method is a subclass with another loss; one that only aims
-elsewhere overrides ``SoftCritic.next_action``.
+Soft actor-critic: arXiv 1812.05905; the deterministic actor and its smoothed target: arXiv 1802.09477. An update of
+another method is a subclass with another loss; one that only aims elsewhere overrides ``next_action`` or ``action``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.data import ScaledReward, Standardize, StandardizedPolicy
 from policyopt.learners.update import Adam
-from policyopt.models.q_functions import QFunctions
+from policyopt.models.bounded_actors import Bounded
+from policyopt.models.q_functions import QEnsemble, QFunctions
 from policyopt.models.soft_actor import SoftActor, TanhGaussian
+from policyopt.objectives.behaviour import BehaviourRegularizer, value_scale
 from policyopt.rollouts.replay import Interaction, Replay
+from policyopt.rollouts.transitions import checked
 from policyopt.types import Budget, Clock, Loss, Part, Transitions, generator
 
 Agent: TypeAlias = nn.ModuleDict
@@ -50,6 +54,11 @@ def temperature_loss(log_temperature: Tensor, logp: Tensor, target_entropy: floa
     return -log_temperature * (logp + target_entropy).mean()
 
 
+def smoothed(action: Tensor, noise: Tensor, clip: float) -> Tensor:
+    """Actions [N, A] plus noise [N, A] clipped to ±clip, kept in the box."""
+    return (action + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
+
+
 @torch.no_grad()
 def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target ← target + rate · (source − target), in place."""
@@ -58,26 +67,30 @@ def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Update(Part):
-    """One optimizer step on one network of the agent, the one that ``trains`` names."""
+    """One optimizer step on one network of the agent, the one that ``trains`` names, on each ``every``-th batch."""
 
     trains: ClassVar[str]
     optimizer: Adam = Adam(learning_rate=3e-4, gradient_clip=None)
+    every: int = 1
 
     def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
         """The networks that this update adds to the agent, with weights drawn from ``seed``."""
         raise NotImplementedError
+
+    def prepare(self, agent: Agent, data: Transitions) -> None:
+        """Offline: what it takes from the whole data set, once."""
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         """What to minimise on a batch [N]; only the trained network receives the gradient."""
         raise NotImplementedError
 
     def finish(self, agent: Agent) -> None:
-        """After the optimizer's step: where a target network follows."""
+        """After all updates on a batch: where a target network follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftCritic(Update):
-    """Twin Q-functions towards the soft target under their slowly following copy."""
+class Critic(Update):
+    """Twin Q-functions towards a target under their slowly following copy."""
 
     trains: ClassVar[str] = "critic"
     model: QFunctions = QFunctions()
@@ -93,6 +106,23 @@ class SoftCritic(Update):
         target = self.model.build(*sizes, seed).requires_grad_(False)
         return {"critic": self.model.build(*sizes, seed), "target": target}
 
+    def target(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Tensor:
+        """What the values should be, [N], without gradient."""
+        raise NotImplementedError
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        values = agent["critic"](batch.observation, batch.action)
+        loss = regression(values, self.target(agent, batch, rng))
+        return Loss(loss, {"loss/value": loss.detach(), "value/mean": values.detach().mean()})
+
+    def finish(self, agent: Agent) -> None:
+        polyak(agent["target"], agent["critic"], self.polyak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftCritic(Critic):
+    """Towards the soft target of the policy's next action."""
+
     def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the policy would do next: actions [N, A] and their log-probabilities [N]."""
         action, logp = soft_actor(agent).sample(observation, rng)
@@ -105,13 +135,27 @@ class SoftCritic(Update):
         values = agent["target"](batch.next_observation, action)
         return soft_target(batch.reward, batch.terminated, values, logp, agent["temperature"](), self.gamma)
 
-    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        values = agent["critic"](batch.observation, batch.action)
-        loss = regression(values, self.target(agent, batch, rng))
-        return Loss(loss, {"loss/value": loss.detach(), "value/mean": values.detach().mean()})
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothedCritic(Critic):
+    """Towards the value of the target actor's next action with clipped noise; the target follows with the actor's."""
+
+    noise: float = 0.2
+    clip: float = 0.5
+
+    def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> Tensor:
+        """The target actor's actions [N, A], smoothed."""
+        action: Tensor = agent["actor_target"](observation)
+        return smoothed(action, self.noise * torch.randn(action.shape, generator=rng), self.clip)
+
+    @torch.no_grad()
+    def target(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Tensor:
+        action = self.next_action(agent, batch.next_observation, rng)
+        values = agent["target"](batch.next_observation, action)
+        return batch.reward + self.gamma * (~batch.terminated) * values.amin(0)
 
     def finish(self, agent: Agent) -> None:
-        polyak(agent["target"], agent["critic"], self.polyak)
+        """Nothing: ``DeterministicPolicy`` moves both targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +174,63 @@ class SoftPolicy(Update):
         values = agent[self.critic](batch.observation, action)
         loss = soft_policy_loss(values, logp, agent["temperature"]().detach())
         return Loss(loss, {"loss/policy": loss.detach(), "policy/entropy": -logp.detach().mean()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeterministicPolicy(Update):
+    """The actor towards high values of the first Q-function, on every second batch; both targets follow then.
+
+    ``value_weight`` divides the values by their mean size: −(weight / mean |Q|) · mean Q; None takes −mean Q. A
+    ``regularizer`` keeps the actor near the data. Raises ValueError for a weight that isn't positive.
+    """
+
+    trains: ClassVar[str] = "actor"
+    model: Bounded = Bounded()
+    every: int = 2
+    polyak: float = 0.005
+    value_weight: float | None = None
+    regularizer: BehaviourRegularizer | None = None
+
+    def __post_init__(self) -> None:
+        if self.value_weight is not None and not self.value_weight > 0.0:
+            raise ValueError(f"value_weight must be positive, got {self.value_weight:g}")
+
+    def modules(self, problem: Any, seed: int) -> dict[str, nn.Module]:
+        sizes = problem.spaces.observation, problem.spaces.action
+        actor, target = self.model.build(*sizes, seed), self.model.build(*sizes, seed).requires_grad_(False)
+        others = {} if self.regularizer is None else self.regularizer.target.modules(problem, seed)
+        return {"actor": actor, "actor_target": target, **others}
+
+    def prepare(self, agent: Agent, data: Transitions) -> None:
+        if self.regularizer is not None:
+            self.regularizer.target.prepare(agent, data)
+
+    def action(self, agent: Agent, observation: Tensor) -> Tensor:
+        """What the actor would do, [N, A], with gradient."""
+        action: Tensor = agent["actor"](observation)
+        return action
+
+    def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
+        action = self.action(agent, batch.observation)
+        values = first_values(agent, batch.observation, action)
+        scale = 1.0 if self.value_weight is None else value_scale(values, self.value_weight)
+        loss = -(scale * values.mean())
+        metrics = {"policy/value": values.detach().mean()}
+        if self.regularizer is not None:
+            distance = self.regularizer(agent, batch, action, rng)
+            loss, metrics["loss/behaviour"] = loss + distance, distance.detach()
+        return Loss(loss, {"loss/policy": loss.detach(), **metrics})
+
+    def finish(self, agent: Agent) -> None:
+        polyak(agent["actor_target"], agent["actor"], self.polyak)
+        polyak(agent["target"], agent["critic"], self.polyak)
+
+
+def first_values(agent: Agent, observation: Tensor, action: Tensor) -> Tensor:
+    """Values [N] of the first Q-function."""
+    critic = agent["critic"]
+    assert isinstance(critic, QEnsemble)
+    return critic.first(observation, action)
 
 
 class LogTemperature(nn.Module):
@@ -187,10 +288,22 @@ class Round(Part):
             raise ValueError(f"a round needs at least one update and one repetition, got repeat={self.repeat}")
 
 
+class Actor(Protocol):
+    """A network that acts in the box [−1, 1]^A: greedily by its mode."""
+
+    action_size: int
+
+    def mode(self, observation: Tensor) -> Tensor: ...
+
+
+class SamplingActor(Actor, Protocol):
+    def sample(self, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+
 class ActorPolicy:
     """Acts with the actor itself: samples, or its mode where greedy; ``warm_up`` is uniform in the box."""
 
-    def __init__(self, actor: SoftActor) -> None:
+    def __init__(self, actor: SamplingActor) -> None:
         self.actor = actor
 
     @torch.no_grad()
@@ -199,6 +312,26 @@ class ActorPolicy:
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Actions [N, A] for observations [N, S]."""
         action = self.actor.mode(observation) if greedy else self.actor.sample(observation, rng)[0]
+        return action, {}, memory
+
+    def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
+        return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
+
+
+class ExploringPolicy:
+    """Acts with the actor's mode plus Gaussian noise of a deviation, without it where greedy."""
+
+    def __init__(self, actor: Actor, deviation: float) -> None:
+        self.actor, self.deviation = actor, deviation
+
+    @torch.no_grad()
+    def act(
+        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Actions [N, A] for observations [N, S]."""
+        action = self.actor.mode(observation)
+        if not greedy and self.deviation > 0.0:
+            action = (action + self.deviation * torch.randn(action.shape, generator=rng)).clamp(-1.0, 1.0)
         return action, {}, memory
 
     def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -216,7 +349,23 @@ class Acting(Part):
         return {}
 
     def policy(self, agent: Agent) -> Any:
-        return ActorPolicy(soft_actor(agent))
+        actor: Any = agent["actor"]
+        return ActorPolicy(actor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploring(Acting):
+    """The actor's mode, with Gaussian noise of deviation ``noise`` while it gathers. Raises ValueError where negative."""
+
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.noise >= 0.0:
+            raise ValueError(f"the noise of exploration must not be negative, got {self.noise:g}")
+
+    def policy(self, agent: Agent) -> Any:
+        actor: Any = agent["actor"]
+        return ExploringPolicy(actor, self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +373,9 @@ class OffPolicy:
     """A method that learns from remembered transitions.
 
     Each step collects once, and then goes through the ``rounds`` on batches of ``batch`` transitions, once the
-    collector's warm-up is over. Without a collector the memory holds the problem's ``transitions()``. Actions lie in
-    [−1, 1]^A. Raises ValueError where two updates train the same network.
+    collector's warm-up is over. Without a collector the memory holds the problem's ``transitions()``, their observations
+    standardized and their rewards scaled where ``standardize`` and ``rewards`` say how. Actions lie in [−1, 1]^A.
+    Raises ValueError where two updates train the same network.
     """
 
     rounds: tuple[Round, ...] = (Round(updates=(SoftCritic(), SoftPolicy(), Temperature())),)
@@ -233,8 +383,16 @@ class OffPolicy:
     collector: Interaction | None = Interaction()
     batch: int = 256
     capacity: int = 1_000_000
+    standardize: Standardize | None = None
+    rewards: ScaledReward | None = None
 
     def __post_init__(self) -> None:
+        if self.collector is not None and (self.standardize is not None or self.rewards is not None):
+            raise ValueError(
+                "observations and rewards are scaled where they are a data set's: that needs collector=None"
+            )
+        if idle := [update for update in self.updates() if update.every < 1]:
+            raise ValueError(f"every must be a positive number of batches, got {idle[0].every} for {idle[0].trains}")
         if self.batch < 1:
             raise ValueError(f"batch must be a positive number of transitions, got {self.batch}")
         trained = Counter(update.trains for update in self.updates())
@@ -265,11 +423,27 @@ class OffPolicyLearner:
             draw = generator(seed, update.trains)
             self.agent.update(update.modules(problem, int(torch.randint(2**62, (), generator=draw))))
         self.policy = method.acting.policy(self.agent)
-        self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
-        self.memory = Replay(method.capacity)
         self.running = None if method.collector is None else method.collector.memory()
-        if self.running is None:
-            self.memory.add(problem.transitions())
+        self.memory = Replay(method.capacity) if self.running is not None else self._data()
+        self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
+
+    def _data(self) -> Replay:
+        """The problem's data as memory; updates and policy are prepared for them."""
+        data = checked(self.problem)
+        if self.method.standardize is not None:
+            standardization = self.method.standardize.fit(data.observation)
+            data = data.replace(
+                observation=standardization(data.observation), next_observation=standardization(data.next_observation)
+            )
+            self.agent["standardization"] = standardization
+            self.policy = StandardizedPolicy(self.policy, standardization)
+        if self.method.rewards is not None:
+            data = data.replace(reward=self.method.rewards.scale * data.reward + self.method.rewards.shift)
+        for update in self.method.updates():
+            update.prepare(self.agent, data)
+        memory = Replay(len(data))
+        memory.add(data)
+        return memory
 
     def step(self) -> dict[str, Tensor | float]:
         """Collect once, then all rounds."""
@@ -287,21 +461,27 @@ class OffPolicyLearner:
         return metrics
 
     def _round(self, one: Round, rng: torch.Generator) -> dict[str, Tensor | float]:
-        """The means of its metrics over the repetitions."""
+        """The means of its metrics over the repetitions. Raises NonFinite at the end; no weights are lost till then."""
         sums: dict[str, Tensor] = {}
-        for _ in range(one.repeat):
+        counts: Counter[str] = Counter()
+        for i in range(one.repeat):
             batch = self.memory.sample(self.method.batch, rng)
-            for update in one.updates:
+            due = [update for update in one.updates if (self.clock.step * one.repeat + i + 1) % update.every == 0]
+            for update in due:
                 for name, value in self._update(update, batch, rng).items():
                     sums[name] = sums[name] + value if name in sums else value
-        return {name: value / one.repeat for name, value in sums.items()}
+                    counts[name] += 1
+            for update in due:
+                update.finish(self.agent)
+        for update in one.updates:
+            self.optimizers[update.trains].check(self.clock)
+        return {name: value / counts[name] for name, value in sums.items()}
 
     def _update(self, update: Update, batch: Transitions, rng: torch.Generator) -> dict[str, Tensor]:
         optimizer = self.optimizers[update.trains]
         loss = update.loss(self.agent, batch, rng)
         loss.value.backward(inputs=optimizer.parameters)
-        optimizer.step(loss.value.detach(), self.clock)
-        update.finish(self.agent)
+        optimizer.attempt(loss.value.detach(), self.clock)
         return loss.metrics
 
     def state_dict(self) -> dict[str, Any]:

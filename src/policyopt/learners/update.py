@@ -81,6 +81,7 @@ class Optimizer:
             raise ValueError("there is nothing to train: no parameter of the policy requires a gradient")
         self.settings, self.parameters = settings, parameters
         self.learning_rate = settings.learning_rate or default
+        self.seen: list[tuple[Tensor, Tensor]] = []  # losses and norms since the last check
         self.adam = torch.optim.AdamW(
             parameters,
             lr=self.learning_rate,
@@ -92,23 +93,36 @@ class Optimizer:
 
     def step(self, loss: Tensor, clock: Clock) -> Tensor:
         """Apply the accumulated gradients; returns their norm before clipping. Raises NonFinite, weights untouched."""
-        limit = math.inf if self.settings.gradient_clip is None else self.settings.gradient_clip
+        norm = self.attempt(loss, clock)
+        self.check(clock)
+        return norm
+
+    def attempt(self, loss: Tensor, clock: Clock) -> Tensor:
+        """``step`` that doesn't wait for the device: where loss or gradient are not finite the kernel leaves weights and
+        moments as they are, and the next ``check`` says so. Returns the norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm + loss)):
-            self.adam.zero_grad(set_to_none=True)
-            raise NonFinite(
-                f"step {clock.step}: the loss is {float(loss):g} and its gradient norm {float(norm):g}; the weights are "
-                "unchanged. Look at the rewards and the data of this step; a lower learning rate or a tighter "
-                "gradient_clip usually helps"
-            )
-        if math.isfinite(limit):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        self.adam.found_inf = (~torch.isfinite(norm + loss)).to(norm.dtype)
+        self.seen.append((loss, norm))
+        if self.settings.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip, norm)
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate * self.settings.schedule(clock)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm
+
+    def check(self, clock: Clock) -> None:
+        """Raises NonFinite where an attempt since the last check had a loss or gradient that is not finite."""
+        seen, self.seen = self.seen, []
+        if not seen or bool(torch.stack([loss + norm for loss, norm in seen]).isfinite().all()):
+            return
+        loss, norm = next((loss, norm) for loss, norm in seen if not bool(torch.isfinite(loss + norm)))
+        raise NonFinite(
+            f"step {clock.step}: the loss is {float(loss):g} and its gradient norm {float(norm):g}; the weights are "
+            "unchanged. Look at the rewards and the data of this step; a lower learning rate or a tighter "
+            "gradient_clip usually helps"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {str(i): state for i, state in self.adam.state_dict()["state"].items()}

@@ -59,6 +59,12 @@ class Standardization(nn.Module):
         self.count, self.mean, self.squares = moments
 
     @torch.no_grad()
+    def fit(self, observations: Tensor, epsilon: float) -> None:
+        """Use the mean and the deviation + ``epsilon`` of a whole data set [N, S]."""
+        self.shift.copy_(observations.mean(0))
+        self.scale.copy_(observations.std(0, correction=0) + epsilon)
+
+    @torch.no_grad()
     def refresh(self) -> None:
         """From here on the moments of all that was observed are in use."""
         if self.count > 0:

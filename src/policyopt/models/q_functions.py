@@ -25,6 +25,10 @@ class EnsembleLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first map alone: [N, I] → [N, O]."""
+        return torch.addmm(self.bias[0], x, self.weight[0])
+
 
 class EnsembleNorm(nn.Module):
     """Layer normalization with a scale and shift for each head: [K, N, F] → [K, N, F]."""
@@ -36,6 +40,10 @@ class EnsembleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, functional.layer_norm(x, x.shape[-1:]), self.scale)
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first head's: [N, F] → [N, F]."""
+        return torch.addcmul(self.shift[0], functional.layer_norm(x, x.shape[-1:]), self.scale[0])
 
 
 class QEnsemble(nn.Module):
@@ -54,6 +62,25 @@ class QEnsemble(nn.Module):
         inputs = torch.cat((observation, action), -1).expand(self.heads, -1, -1)
         values: Tensor = self.layers(inputs)
         return values.squeeze(-1)
+
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values [N] of the first head alone, at the cost of one."""
+        x = torch.cat((observation, action), -1)
+        for layer in self.layers:
+            x = layer.first(x) if isinstance(layer, EnsembleLinear | EnsembleNorm) else layer(x)
+        return x.squeeze(-1)
+
+    def many(self, observation: Tensor, actions: Tensor) -> Tensor:
+        """Values [K, N, M] of M actions [N, M, A] of each observation [N, S], whose part of the first layer is shared."""
+        rows, count, size = actions.shape
+        linear = self.layers[0]
+        assert isinstance(linear, EnsembleLinear)
+        seen, done = linear.weight.split((observation.shape[-1], size), 1)
+        before = torch.baddbmm(linear.bias, observation.expand(self.heads, -1, -1), seen)
+        x = torch.bmm(actions.reshape(1, rows * count, size).expand(self.heads, -1, -1), done)
+        x = x.view(self.heads, rows, count, -1).add_(before.unsqueeze(2)).flatten(1, 2)
+        values: Tensor = self.layers[1:](x)
+        return values.view(self.heads, rows, count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,3 +158,20 @@ def _binned(values: Sequence[float], bins: int) -> list[float]:
     if len(values) <= bins:
         return list(values)
     return [float(np.mean(part)) for part in np.array_split(np.asarray(values), bins)]
+
+
+def fitted_points(
+    points: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """``points[name]`` and the curve ``lines[name]`` that was fitted to them."""
+    figure, axes = _blank(6.4, 4.2)
+    for index, name in enumerate(points):
+        colour, dash = _look(index)
+        axes.plot(*points[name], "o", color=colour, markersize=3.5, alpha=0.7)
+        axes.plot(*lines[name], color=colour, linestyle=dash, linewidth=2.0, label=name)
+    _label(axes, xlabel, ylabel)
+    _legend_below(figure)
+    return figure

@@ -18,6 +18,7 @@ from policyopt.learners.update import Adam
 from policyopt.methods import dpo, rloo, sft
 from policyopt.methods.rso import Best
 from policyopt.objectives.divergence import ReferenceK2
+from policyopt.objectives.policy_gradient import PolicyGradient
 from policyopt.objectives.preference import Preference, Sigmoid
 from policyopt.problems.language.bigrams import Bigrams
 from policyopt.rollouts.language import Groups
@@ -53,6 +54,7 @@ def preferred() -> OnPolicy:
 def reinforced() -> Stages:
     """A reward model, then REINFORCE with a leave-one-out baseline and a penalty of the divergence."""
     base = rloo.method()
+    assert isinstance(base.objective, PolicyGradient)
     method = replace(
         base,
         collector=Groups(prompts=16, samples=8),

@@ -15,9 +15,9 @@ from policyopt.learners.annotators import evaluated
 from policyopt.learners.stages import Stages
 from policyopt.learners.update import Adam
 from policyopt.methods import sft
-from policyopt.models.language import LanguagePolicy
+from policyopt.models.language import LanguagePolicy, Sampling
 from policyopt.problems.language.bigrams import Bigrams
-from policyopt.rollouts.language import Sampling, respond, scored_rollouts
+from policyopt.rollouts.language import respond, scored_rollouts
 from policyopt.studies.claim import Metrics
 from policyopt.training.loop import Cadence, run
 from policyopt.types import Budget, generator

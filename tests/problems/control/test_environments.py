@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policyopt.problems.control.environments import GymnasiumProblem, episode_returns, parse
+from policyopt.problems.control.environments import GymnasiumProblem, episode_returns, from_unit, parse, to_unit
 from policyopt.problems.control.point_mass import BOUND, PointMass
 from policyopt.problems.control.point_mass import parse as parse_mass
 
@@ -180,3 +180,20 @@ def test_expected_utility_gives_each_episode_its_preference():
         float((seen[0].mean(0) * torch.tensor([row[f"eval/return_{i}"] for i in range(3)])).sum()), rel=0.1
     )
     assert len(seen) == 50
+
+
+def test_the_unit_box_stands_for_the_environment_s_bounds():
+    low, high = np.array([-2.0, 0.0, -np.inf]), np.array([2.0, 1.0, np.inf])
+    actions = np.array([[-1.0, 0.0, 5.0], [0.5, 1.0, -7.0], [3.0, -9.0, 0.0]])
+    wanted = [[-2.0, 0.5, 5.0], [1.0, 1.0, -7.0], [2.0, 0.0, 0.0]]
+    np.testing.assert_allclose(from_unit(actions, low, high), wanted)
+    np.testing.assert_allclose(from_unit(to_unit(np.array(wanted), low, high), low, high), wanted)
+    pendulum = parse("Pendulum-v1")
+    assert (pendulum.spaces.low, pendulum.spaces.high) == ((-2.0,), (2.0,))
+    raw, ours = pendulum.single(), pendulum.make(1, seed=3)
+    raw.reset(seed=0)
+    raw.unwrapped.state = ours.environments[0].unwrapped.state.copy()
+    np.testing.assert_allclose(
+        ours.step(np.array([[0.25]])).next_observations[0], raw.step(np.array([0.5]))[0], rtol=1e-5
+    )
+    assert parse("CartPole-v1").spaces.low == ()

@@ -30,12 +30,18 @@ EVALUATION_STEPS = 10_000  # an episode of an environment without a limit of its
 
 @dataclass(frozen=True)
 class Spaces:
-    """Sizes: numbers in an observation; discrete choices, or numbers in an action; objectives (0: a scalar reward)."""
+    """Sizes: numbers in an observation; discrete choices, or numbers in an action; objectives (0: a scalar reward).
+
+    Policies and data know continuous actions in [−1, 1]^A alone; ``low`` and ``high`` [A] are the bounds in the
+    environment's own units that −1 and 1 stand for. Empty where the two are the same.
+    """
 
     observation: int
     action: int
     discrete: bool
     objectives: int = 0
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 class Transition(NamedTuple):
@@ -54,7 +60,8 @@ class VectorEnvironment(Protocol):
     observations: Array
 
     def step(self, actions: Array) -> Transition:
-        """actions [n] (discrete) or [n, A]; numbers beyond the bounds of the action space are clipped."""
+        """actions [n] (discrete), or [n, A] in [−1, 1], which stands for the bounds of the action space; numbers beyond
+        are clipped."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -163,11 +170,14 @@ class GymnasiumProblem(Control):
         if not isinstance(done, gym.Discrete | gym.Box):
             raise ValueError(f"{self.id}: actions must be a Box or Discrete space, got {done}")
         rewards = getattr(self._probe.unwrapped, "reward_space", None)
+        bounds = [] if isinstance(done, gym.Discrete) else [done.low.ravel().tolist(), done.high.ravel().tolist()]
         return Spaces(
             observation=int(seen.n) if isinstance(seen, gym.Discrete) else int(np.prod(seen.shape)),
             action=int(done.n) if isinstance(done, gym.Discrete) else int(np.prod(done.shape)),
             discrete=isinstance(done, gym.Discrete),
             objectives=0 if rewards is None else int(rewards.shape[0]),
+            low=tuple(bounds[0]) if bounds else (),
+            high=tuple(bounds[1]) if bounds else (),
         )
 
     def make(self, n: int, seed: int) -> GymnasiumEnvironments:
@@ -260,7 +270,27 @@ def _decoded(space: gymnasium.Space[Any], actions: Array) -> Any:
     if isinstance(space, gym.Discrete):
         return (actions + int(space.start)).tolist()
     assert isinstance(space, gym.Box)
-    return np.clip(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+    return from_unit(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+
+
+def from_unit(actions: Array, low: Any, high: Any) -> Array:
+    """Actions in [−1, 1], clipped, to the box from ``low`` to ``high``; numbers without finite bounds stay as they are."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    middle, half, bounded = _box(low, high)
+    return np.asarray(np.where(bounded, middle + half * np.clip(actions, -1.0, 1.0), np.clip(actions, low, high)))
+
+
+def to_unit(actions: Array, low: Any, high: Any) -> Array:
+    """The inverse of ``from_unit``: what a data set has in the environment's units, to [−1, 1]."""
+    middle, half, bounded = _box(np.asarray(low, np.float64), np.asarray(high, np.float64))
+    return np.asarray(np.where(bounded, (actions - middle) / half, actions), np.float32)
+
+
+def _box(low: Array, high: Array) -> tuple[Array, Array, Array]:
+    """Middle, half width (0 and 1 where it has none) and which numbers are bounded on both sides."""
+    bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return 0.5 * (low + high), 0.5 * (high - low), bounded
 
 
 def parse(text: str = "", *, episodes: int = 10) -> GymnasiumProblem:

@@ -1,0 +1,194 @@
+"""P3O: policy gradients on the reward difference of two responses, unmoved by what a prompt adds to rewards (arXiv 2310.00212).
+
+Two responses a prompt; with sequence quantities l = log π - log reference, old ones at sampling, and ratios w = π/π_old,
+
+    q = sg[ r₁ - r₂ - β (l₁ - l₂) ]      the regularized difference, with the CURRENT policy
+    separate (V1)   ½ [ max(-q C(w₂) w₁, -q C(w₂) clip(w₁)) + max(q C(w₁) w₂, q C(w₁) clip(w₂)) ]
+    method   (V2)   ½ max(-q W d, -q W clamp(d, d_old ± ε)),   d = l₁ - l₂,   W = sg C(w₁ w₂)
+    token_clip      V2 with the clamp on each token's log-probability, a mean over the tokens of both responses
+
+C clamps to [1/c, c], without gradient. A reward model is defined up to a constant of the prompt: it cancels in q. Rewards are
+divided by the running deviation of reward DIFFERENCES, which a prompt's constant does not move (the authors' code: of rewards).
+More than two samples a prompt are all their pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from policyopt.credit.groups import Credit, group_mean
+from policyopt.credit.scaling import merge_moments
+from policyopt.learners.annotators import Reference
+from policyopt.learners.on_policy import OnPolicy
+from policyopt.objectives.policy_gradient import Objective
+from policyopt.objectives.preference import ranked_rows
+from policyopt.parallel import all_sum
+from policyopt.rollouts.language import Groups
+from policyopt.types import Loss, Outputs, Part, Rollouts
+
+FAMILY = "language"
+VARIANTS = ("separate", "token_clip")
+
+
+def guarded(ratio: Tensor, guard: float) -> Tensor:
+    """C: the ratio within [1/c, c], without gradient."""
+    return ratio.detach().clamp(1.0 / guard, guard)
+
+
+def separate_loss(q: Tensor, ratio: tuple[Tensor, Tensor], clip: float, guard: float) -> Tensor:
+    """V1 of each pair: q and both ratios have one shape."""
+    first, second = ratio
+    near = [w.clamp(1.0 - clip, 1.0 + clip) for w in ratio]
+    left, right = -q * guarded(second, guard), q * guarded(first, guard)
+    return 0.5 * (torch.maximum(left * first, left * near[0]) + torch.maximum(right * second, right * near[1]))
+
+
+def joint_loss(q: Tensor, difference: Tensor, old_difference: Tensor, clip: float) -> Tensor:
+    """V2 of each pair: ½ max(-q W d, -q W clamp(d, d_old ± ε)); W = C(w₁ w₂) has to be in q."""
+    near = torch.minimum(torch.maximum(difference, old_difference - clip), old_difference + clip)
+    return 0.5 * torch.maximum(-q * difference, -q * near)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairClip(Part):
+    """The loss of pairs (i, j), summed over their rows: ``logp`` and ``old`` [N, T] are log-probabilities, zero outside the
+    mask; q [M], i and j [M] row indices. → [M]."""
+
+    clip: float = 0.2
+    guard: float = 10.0
+
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def divisor(self, batch: Rollouts, pairs: int) -> float:
+        """What the sum over the minibatch is divided by: its pairs."""
+        return float(pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate(PairClip):
+    """V1: each response's ratio is clipped by itself."""
+
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        ratio = (logp - old).sum(1).clamp(-20.0, 20.0).exp()
+        return separate_loss(q, (ratio[i], ratio[j]), self.clip, self.guard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint(PairClip):
+    """V2: the difference of the log-ratios is clipped."""
+
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        change = (logp - old).sum(1)
+        weight = guarded((change[i] + change[j]).clamp(-20.0, 20.0).exp(), self.guard)
+        total, before = logp.sum(1), old.sum(1)
+        return joint_loss(q * weight, total[i] - total[j], before[i] - before[j], self.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClip(PairClip):
+    """V2 with the clamp on every token's log-probability; divided by the tokens of both responses."""
+
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        change = (logp - old).sum(1)
+        weight = (q * guarded((change[i] + change[j]).clamp(-20.0, 20.0).exp(), self.guard))[:, None]
+        near = torch.minimum(torch.maximum(logp, old - self.clip), old + self.clip)
+        first = torch.maximum(-weight * logp[i], -weight * near[i])
+        second = torch.maximum(weight * logp[j], weight * near[j])
+        return (first + second).sum(1)
+
+    def divisor(self, batch: Rollouts, pairs: int) -> float:
+        size = len(batch) and 2 * pairs / len(batch)  # pairs that a row is in
+        return float(batch.mask.sum()) * size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwisePolicyGradient(Objective):
+    """The mean over all pairs of each prompt's responses of a clipped loss of their regularized reward difference."""
+
+    whole_groups: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("scores", "group", "ref_logp", "behaviour_logp")
+    clip: PairClip = Joint()
+    beta: float = 0.05
+
+    def prepare(self, batch: Rollouts) -> Rollouts:
+        lists = ranked_rows(batch)
+        pairs = len(lists) * lists.shape[1] * (lists.shape[1] - 1) // 2
+        total = all_sum(torch.tensor(self.clip.divisor(batch, pairs)))
+        return batch.replace(share=torch.full((len(batch), 2), 1.0 / float(total), device=batch.mask.device))
+
+    def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
+        assert outputs.logp is not None
+        logp, old = outputs.logp * batch.mask, (batch.old_logp if batch.old_logp is not None else batch.behaviour_logp)
+        old = old * batch.mask
+        lists = ranked_rows(batch)
+        a, b = torch.triu_indices(lists.shape[1], lists.shape[1], 1, device=lists.device)
+        i, j = lists[:, a].flatten(), lists[:, b].flatten()
+        ratio = logp.detach().sum(1) - (batch.ref_logp * batch.mask).sum(1)
+        reward = batch.scores["reward"]
+        q = reward[i] - reward[j] - self.beta * (ratio[i] - ratio[j])
+        value = (batch.share[i, 0] * self.clip(q, logp, old, i, j)).sum()
+        return Loss(value, {"loss/policy": value.detach()})
+
+
+class DifferenceMoments:
+    """The moments of all reward differences from the mean of their prompt, so far."""
+
+    def __init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        self.count, self.mean, self.squares = zero, zero, zero
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceScaling(Credit):
+    """reward / running deviation of the rewards from their prompt's mean (with the factor of the group's size)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("scores", "group")
+    gives: ClassVar[tuple[str, ...]] = ("scores",)
+
+    def memory(self) -> DifferenceMoments:
+        return DifferenceMoments()
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        assert isinstance(memory, DifferenceMoments)
+        reward = batch.scores["reward"]
+        centred = (reward - group_mean(reward, batch.group)).double().cpu()
+        memory.count, memory.mean, memory.squares = merge_moments(memory.count, memory.mean, memory.squares, centred)
+        size = batch.group.unique(return_counts=True)[1].double().mean().cpu()
+        deviation = (memory.squares / memory.count * size / (size - 1)).sqrt().clamp(min=1e-6)
+        scores = {**dict(batch.scores.items()), "reward": reward / float(deviation)}
+        return batch.replace(scores=TensorDict(scores, [len(batch)]))
+
+
+def pairwise(clip: PairClip) -> OnPolicy:
+    return OnPolicy(
+        collector=Groups(prompts=64, samples=2),
+        annotators=(Reference(),),
+        credit=(DifferenceScaling(),),
+        objective=PairwisePolicyGradient(clip=clip),
+        epochs=4,
+        minibatches=4,
+    )
+
+
+def method() -> OnPolicy:
+    return pairwise(Joint())
+
+
+def separate() -> OnPolicy:
+    return pairwise(Separate())
+
+
+def token_clip() -> OnPolicy:
+    return pairwise(TokenClip())

@@ -1,0 +1,131 @@
+"""Logged walks to a goal, by a behaviour that is good in some places and random in others: for offline methods.
+
+A point in [0, 10]² moves by its action in [−1, 1]². An episode ends within 0.7 of the goal (9, 9), or is cut after 40
+steps. Reward: −1 a step, 0 for the step that reaches the goal. Starts are uniform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+
+from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.types import Transitions
+
+SIDE, GOAL, RADIUS, HORIZON = 10.0, np.array([9.0, 9.0]), 0.7, 40
+NOISE = 0.2  # deviation of the good actions
+
+
+def towards_goal(position: Array) -> Array:
+    """Actions [N, 2] on the straight way, as long as the box allows, from positions [N, 2]."""
+    way = GOAL - position
+    return np.asarray(way / np.maximum(np.abs(way).max(1, keepdims=True), 1.0))
+
+
+class CheckerEnvironments:
+    """n points side by side; ``observations`` [n, 2] are their positions. Starts are drawn from (seed, number of draws)."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.draws = n, seed, 0
+        self.position, self.elapsed = self._starts(), np.zeros(n, np.int64)
+
+    @property
+    def observations(self) -> Array:
+        return self.position.astype(np.float32)
+
+    def _starts(self) -> Array:
+        self.draws += 1
+        return np.random.default_rng([self.seed, self.draws]).uniform(0.0, SIDE, (self.n, 2))
+
+    def step(self, actions: Array) -> Transition:
+        """Actions [n, 2]; raises ValueError for another shape or a number that isn't finite."""
+        if actions.shape != self.position.shape or not np.isfinite(actions).all():
+            raise ValueError(f"checker: expected finite actions of shape {self.position.shape}, got {actions.shape}")
+        reached = np.clip(self.position + np.clip(actions.astype(np.float64), -1.0, 1.0), 0.0, SIDE)
+        self.elapsed += 1
+        terminated = ((reached - GOAL) ** 2).sum(1) <= RADIUS**2
+        truncated = ~terminated & (self.elapsed >= HORIZON)
+        done = terminated | truncated
+        self.position = np.where(done[:, None], self._starts(), reached) if done.any() else reached
+        self.elapsed[done] = 0
+        return Transition(reached.astype(np.float32), terminated.astype(np.float32) - 1.0, terminated, truncated)
+
+    def state_dict(self) -> dict[str, Any]:
+        arrays = {"position": self.position, "elapsed": self.elapsed}
+        return {"draws": self.draws, **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.draws = state["draws"]
+        self.position, self.elapsed = state["position"].numpy().copy(), state["elapsed"].numpy().copy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checker(Control):
+    """``logged`` transitions of a behaviour: towards the goal (with noise), or uniform.
+
+    good: the share of good actions, drawn anew each step; None: the plane is a checkerboard of unit cells, good in every
+    other one. Raises ValueError for settings that make no sense.
+    """
+
+    episodes: int = 50
+    good: float | None = None
+    logged: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.good is not None and not 0.0 <= self.good <= 1.0:
+            raise ValueError(f"good is a share, from 0 to 1, or None for a checkerboard; got {self.good}")
+        if min(self.logged, self.episodes) < 1:
+            raise ValueError(f"logged and episodes must be positive, got {self.logged} and {self.episodes}")
+
+    @property
+    def name(self) -> str:
+        return "checker"
+
+    @property
+    def spaces(self) -> Spaces:
+        return Spaces(observation=2, action=2, discrete=False)
+
+    def make(self, n: int, seed: int) -> CheckerEnvironments:
+        return CheckerEnvironments(n, seed)
+
+    def behaviour(self, position: Array, rng: np.random.Generator) -> Array:
+        """Logged actions [N, 2] at positions [N, 2]."""
+        share = rng.random(len(position))
+        good = np.floor(position).sum(1) % 2 == 0 if self.good is None else share < self.good
+        wanted = towards_goal(position) + rng.normal(0.0, NOISE, position.shape)
+        return np.where(good[:, None], np.clip(wanted, -1.0, 1.0), rng.uniform(-1.0, 1.0, position.shape))
+
+    def transitions(self) -> Transitions:
+        """The data: 100 walks side by side, in the order of time."""
+        environments, rng = self.make(100, self.seed), np.random.default_rng([self.seed, 0])
+        columns: list[tuple[Any, ...]] = []
+        for _ in range(-(-self.logged // 100)):
+            before = environments.observations
+            action = self.behaviour(environments.position, rng).astype(np.float32)
+            step = environments.step(action)
+            columns.append((before, action, step.rewards, step.next_observations, step.terminated))
+        stacked = [torch.from_numpy(np.concatenate(c)[: self.logged]) for c in zip(*columns, strict=True)]
+        return Transitions(*stacked, batch_size=[self.logged])
+
+
+def parse(text: str = "") -> Checker:
+    """``"good=0.1,seed=3"``, the fields of ``Checker`` → the problem."""
+    kinds: dict[str, Any] = {"episodes": int, "good": float, "logged": int, "seed": int}
+    assert kinds.keys() == {field.name for field in fields(Checker)}
+    options: dict[str, Any] = {}
+    for piece in filter(None, text.split(",")):
+        name, _, value = piece.partition("=")
+        if name not in kinds:
+            raise ValueError(
+                f"checker has no option {name!r}; nearest: {', '.join(get_close_matches(name, kinds) or kinds)}"
+            )
+        try:
+            options[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"{name} of checker must be of type {kinds[name].__name__}, got {value!r}") from None
+    return Checker(**options)
