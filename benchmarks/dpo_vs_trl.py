@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from rich.table import Table
 from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, peak, step_seconds
 
 OURS, OUR_PIECES, WHOLE, PIECES = "policyopt", "policyopt, pieces", "TRL", "TRL, pieces"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WORDS = """time person year way day thing man world life hand part child eye woman place work week case point company number group
 problem fact good new first last long great"""
 
@@ -42,6 +44,7 @@ class Options:
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 2
+    clock: Literal["wall", "cpu"] = "wall"  # cpu: the process's own seconds, for one thread on a busy machine
     pairs: int = 8
     learning_rate: float = 1e-6
     warmup: int = 1  # steps that are not counted
@@ -125,7 +128,7 @@ def measure_ours(setting: Setting) -> Measured:
         optimizer=Adam(learning_rate=options.learning_rate),
         micro_batch=1 if setting.arm == OUR_PIECES else None,
     )
-    meter, tokens = Meter(options.device), 0.0
+    meter, tokens = Meter(options.device, CLOCKS[options.clock]), 0.0
     learner = method.learner(work(options), policy, seed=0)
     meter.stamp()
     for _ in range(options.warmup + options.steps):
@@ -154,7 +157,7 @@ def measure_trl(setting: Setting) -> Measured:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.stamp()
 
-    meter = Meter(options.device)
+    meter = Meter(options.device, CLOCKS[options.clock])
     trainer = DPOTrainer(
         model=model,
         args=trl_settings(setting),

@@ -30,11 +30,12 @@ Arms: TypeAlias = dict[str, list[Measured]]
 
 
 class Meter:
-    """Times of step ends, and the peak of memory since it was made."""
+    """Times of step ends by ``clock``, and the peak of memory since it was made."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter) -> None:
         import torch
 
+        self.clock = clock
         self.cuda = torch.cuda if device == "cuda" else None
         self.ends: list[float] = []
         if self.cuda is not None:
@@ -47,7 +48,7 @@ class Meter:
     def stamp(self) -> None:
         if self.cuda is not None:
             self.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.clock())
 
     def measured(self, steps: int) -> Measured:
         peak = _resident("VmHWM") if self.cuda is None else self.cuda.max_memory_allocated()

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 
 from policyopt import registry
 from policyopt.learners.update import Adam
-from policyopt.methods import dpo
-from policyopt.methods.tgdpo import TokenGuidance, guided, token_weights
+from policyopt.methods import dpo, tgdpo
+from policyopt.methods.tgdpo import SIMPO, TokenGuidance, guided, token_weights
 from policyopt.objectives.preference import Preference, Sigmoid
 from policyopt.types import Budget, Outputs, Rollouts
 
@@ -82,6 +82,16 @@ def test_a_constant_token_reward_is_no_shift() -> None:
 
 def test_weights_never_turn_round() -> None:
     assert float(token_weights(torch.tensor([[9.0]]), torch.tensor([False]), 0.5, 0.05)) == pytest.approx(0.05)
+
+
+def test_simpo_by_hand() -> None:
+    """Means -1 and -3 over two tokens: β h - γ = 2 · 2 - 1 = 3; the reference plays no part."""
+    outputs, batch = pair(GUIDE, torch.tensor([[-0.5, -1.5], [-2.0, -4.0]], dtype=torch.float64))
+    for reference in (0.0, -7.0):
+        given = batch.replace(ref_logp=torch.full((2, 2), reference).double())
+        assert float(SIMPO(outputs, SIMPO.prepare(given)).value.detach()) == pytest.approx(0.04858735, abs=1e-8)
+    assert tgdpo.simpo_guide().stages[0].method.objective == SIMPO
+    assert tgdpo.simpo_guide().stages[1] == tgdpo.method().stages[1]
 
 
 def test_the_second_stage_starts_again_under_the_guide() -> None:
