@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 RUN = .venv/bin
 
-.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo clean
+.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo bench-offline clean
 
 setup: .venv/installed
 
@@ -40,6 +40,12 @@ bench-grpo: setup
 bench-dpo: setup
 	$(RUN)/pip install -q -c requirements.lock "trl>=1.0" "accelerate>=1.0"
 	$(RUN)/python benchmarks/dpo_vs_trl.py
+
+# --no-deps: d3rlpy asks for an older gymnasium, which policyopt shall not be measured with
+bench-offline: setup
+	$(RUN)/pip install -q --no-deps d3rlpy==2.8.1 gym==0.26.2 gym-notices h5py scikit-learn joblib threadpoolctl narwhals structlog \
+		colorama click dataclasses-json marshmallow typing-inspect mypy-extensions
+	$(RUN)/python benchmarks/offline_vs_d3rlpy.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,21 +3,22 @@
 Same on both sides: the data set (logged walks of the problem `checker`), batch, networks, rates, discount, Polyak rate,
 temperatures and weights, float32, threads. A step is one batch drawn from memory and one update of every network that is
 due. Speed: fresh processes in alternating order, networks of --width units. Learning: --updates steps with small networks
-on data sets of --seeds seeds, evaluated by policyopt on the same 200 starts.
+on data sets of 5000 transitions of --seeds seeds, evaluated by policyopt on the same 200 starts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Measured, Meter, alternate, apart, note, step_seconds
+from side_by_side import Measured, alternate, apart, note, step_seconds
 
 OURS, PEER = "policyopt", "d3rlpy"
 METHODS = ("bc", "td3-bc", "iql", "cql")
@@ -26,7 +27,7 @@ GAMMA, WARM_UP = 0.99, 10
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """What to measure. clock: cpu counts this process's processor time, for a machine that has other work as well."""
 
     methods: tuple[str, ...] = METHODS
     steps: int = 60
@@ -34,14 +35,15 @@ class Options:
     batch: int = 256
     width: int = 256
     seeds: int = 5
-    updates: int = 1500
+    updates: int = 1000
     small: int = 64
     threads: int = 1
+    clock: Literal["wall", "cpu"] = "wall"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One measurement; updates None: speed."""
+    """One measurement."""
 
     arm: str
     method: str
@@ -50,7 +52,6 @@ class Setting:
     rate: float
     polyak: float
     seed: int = 0
-    updates: int | None = None
 
 
 def ours(setting: Setting, problem: Any) -> tuple[Any, Any]:
@@ -153,7 +154,7 @@ def build(setting: Setting) -> tuple[Any, Any, Any]:
 
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
         assert d3rlpy.__version__
-    problem = Checker(good=0.5, seed=setting.seed)
+    problem = Checker(good=0.5, seed=setting.seed, logged=5000)
     step, act = (ours if setting.arm == OURS else peer)(setting, problem)
     return problem, step, act
 
@@ -163,26 +164,29 @@ def measure(setting: Setting) -> Measured:
     _, step, _ = build(setting)
     for _ in range(WARM_UP):
         step()
-    meter = Meter("cpu")
-    meter.stamp()
+    clock = time.process_time if setting.options.clock == "cpu" else time.perf_counter
+    seconds = []
     for _ in range(setting.options.steps):
+        before = clock()
         step()
-        meter.stamp()
-    return meter.measured(setting.options.steps)
+        seconds.append(clock() - before)
+    return Measured(seconds=tuple(seconds), peak=0)
 
 
-def learn(setting: Setting) -> float:
-    """The mean return of 200 episodes after ``updates`` steps."""
+def learn(setting: Setting) -> list[float]:
+    """For every seed the mean return of 200 episodes after ``updates`` steps."""
     import torch
 
     from policyopt.problems.control.environments import episode_returns
 
-    problem, step, act = build(setting)
-    assert setting.updates is not None
-    for _ in range(setting.updates):
-        step()
-    returns, _ = episode_returns(problem.make(200, 10_000 + setting.seed), act, torch.Generator())
-    return float(returns.mean())
+    found = []
+    for seed in range(setting.options.seeds):
+        problem, step, act = build(replace(setting, seed=seed))
+        for _ in range(setting.options.updates):
+            step()
+        returns, _ = episode_returns(problem.make(200, 10_000 + seed), act, torch.Generator())
+        found.append(float(returns.mean()))
+    return found
 
 
 def speed(method: str, options: Options) -> dict[str, Any]:
@@ -204,12 +208,12 @@ def learning(method: str, options: Options) -> dict[str, Any]:
     """Final returns, and the interval of the difference (ours less theirs) over seeds."""
     from policyopt.reports.statistics import bootstrap_interval
 
-    found: dict[str, list[float]] = {OURS: [], PEER: []}
-    base = Setting(arm=OURS, method=method, options=options, width=options.small, rate=1e-3, polyak=0.02)
-    for seed in range(options.seeds):
-        for arm in found:
-            note(f"{method}, {arm}, seed {seed}: {options.updates} updates")
-            found[arm].append(apart(learn, replace(base, arm=arm, seed=seed, updates=options.updates)))
+    found: dict[str, list[float]] = {}
+    for arm in (OURS, PEER):
+        note(f"{method}, {arm}: {options.seeds} seeds of {options.updates} updates")
+        found[arm] = apart(
+            learn, Setting(arm=arm, method=method, options=options, width=options.small, rate=1e-3, polyak=0.02)
+        )
     interval = bootstrap_interval(np.subtract(found[OURS], found[PEER]))
     return {
         "returns": {arm: [round(value, 2) for value in values] for arm, values in found.items()},

@@ -50,9 +50,9 @@ def test_without_advantage_only_the_divergence_trains():
     rebuilt = torch.randn(8, 2, generator=generator(0, "r"), requires_grad=True)
     loss = a2pr.reconstruction_loss(rebuilt, torch.zeros(8, 2), torch.linspace(-1.0, 0.0, 8))
     loss.backward()
-    assert float(loss) == 0.0 and not rebuilt.grad.any()
+    assert loss.item() == 0.0 and not rebuilt.grad.any()
     one = a2pr.reconstruction_loss(rebuilt, torch.zeros(8, 2), torch.tensor([1.0, *[-1.0] * 7]))
-    assert float(one) == pytest.approx(float(rebuilt[0].square().sum() / 16))
+    assert one.item() == pytest.approx(rebuilt[0].square().sum().item() / 16)
 
 
 def small(method):

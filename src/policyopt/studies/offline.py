@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from policyopt.learners.off_policy import OffPolicy, OffPolicyLearner, Round, first_values
+from policyopt.learners.update import Adam
+from policyopt.methods import a2pr
 from policyopt.problems.control.checker import Checker
 from policyopt.problems.control.environments import episode_returns
 from policyopt.studies.claim import Metrics
@@ -19,26 +21,28 @@ WIDTH, LAYERS, WIDTH_VAE = 64, 2, 128
 GAMMA = 0.99
 
 
-def reduced(method: OffPolicy) -> OffPolicy:
-    """The method with networks of two layers of 64 units (an autoencoder's 128) and batches of 128."""
+def reduced(method: OffPolicy, learning_rate: float = 3e-4) -> OffPolicy:
+    """The method with networks of two layers of 64 units (an autoencoder's 128), batches of 128 and one rate."""
+    adam = Adam(learning_rate=learning_rate, gradient_clip=None)
     updates: list[Any] = []
     for update in method.updates():
         model: Any = getattr(update, "model", None)
         width = WIDTH_VAE if update.trains == "vae" else WIDTH
-        updates.append(replace(update, model=replace(model, width=width, layers=LAYERS)))  # type: ignore[call-arg]
+        updates.append(replace(update, model=replace(model, width=width, layers=LAYERS), optimizer=adam))  # type: ignore[call-arg]
     return replace(method, rounds=(Round(updates=tuple(updates)),), batch=128)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A method on the data set of this seed; ``good`` is that of ``Checker``."""
+    """A method on the data set of this seed, for ``updates``; ``good`` is that of ``Checker``."""
 
     method: OffPolicy
     good: float | None = None
+    updates: int = UPDATES
 
     def __call__(self, seed: int, smoke: bool) -> Metrics:
         problem = Checker(seed=seed, good=self.good, logged=500 if smoke else Checker.logged)
-        budget = Budget(updates=SMOKE_UPDATES if smoke else UPDATES)
+        budget = Budget(updates=SMOKE_UPDATES if smoke else self.updates)
         result = run(self.method, problem, budget=budget, seed=seed, cadence=Cadence(evaluations=2 if smoke else 6))
         steps, returns = result.curve("eval/return")
         assert isinstance(result.learner, OffPolicyLearner)
@@ -60,4 +64,20 @@ def final_metrics(learner: OffPolicyLearner, problem: Checker, seed: int) -> dic
     with torch.no_grad():
         action = learner.policy.act(observation, None, rng, True)[0]
         values = first_values(learner.agent, learner.agent["standardization"](observation), action)
+    found |= guidance(learner, seed)
     return {**found, "value_error": float((values - torch.from_numpy(discounted)).abs().mean())}
+
+
+def guidance(learner: OffPolicyLearner, seed: int) -> dict[str, float]:
+    """Of an agent with an autoencoder, on 2000 transitions: the share of states whose target is the generated action, and by
+    how much the target's advantage exceeds that of the data's action."""
+    agent = learner.agent
+    if "vae" not in agent:
+        return {}
+    batch, rng = learner.memory.sample(2000, generator(seed, "guidance")), generator(seed, "latents")
+    seen = batch.observation
+    with torch.no_grad():
+        generated = a2pr.autoencoder(agent).reconstruct(seen, agent["actor"](seen), rng)[0]
+    of_data, of_generated = (a2pr.advantage(agent, seen, action) for action in (batch.action, generated))
+    gain = torch.maximum(of_data, of_generated) - of_data
+    return {"generated_share": float((of_generated >= of_data).float().mean()), "advantage_gain": float(gain.mean())}
