@@ -83,10 +83,11 @@ class RewardMoments:
 
     def add(self, values: Tensor) -> tuple[float, float]:
         """Adds values [N]; → mean and unbiased deviation of all so far (1 for fewer than two)."""
-        moments = merge_moments(*self.state.values(), values.double().cpu())
+        count, mean, squares = self.state.values()
+        moments = merge_moments(count, mean, squares, values.double().cpu())
         self.state = dict(zip(self.state, moments, strict=True))
-        count, mean, squares = map(float, moments)
-        return mean, max((squares / (count - 1)) ** 0.5, 1e-8) if count > 1 else 1.0
+        seen, centre, spread = map(float, moments)
+        return centre, max((spread / (seen - 1)) ** 0.5, 1e-8) if seen > 1 else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)

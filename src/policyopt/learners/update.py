@@ -102,7 +102,7 @@ class Optimizer:
         moments as they are, and the next ``check`` says so. Returns the norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.adam.found_inf = (~torch.isfinite(norm + loss)).float()
+        self.adam.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
         self.seen.append((loss, norm))
         if self.settings.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip, norm)

@@ -22,5 +22,6 @@ class Imitation(Objective):
         return batch.replace(share=torch.stack([share, share], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
+        assert outputs.logp is not None
         value = -(batch.share[..., 0] * outputs.logp).sum()
         return Loss(self.coefficient * value, {"loss/imitation": value.detach()})

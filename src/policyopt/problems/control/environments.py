@@ -57,7 +57,8 @@ class Transition(NamedTuple):
 class VectorEnvironment(Protocol):
     """n environments side by side. ``observations`` [n, S] float32 is what to act on, after any reset."""
 
-    observations: Array
+    @property
+    def observations(self) -> Array: ...
 
     def step(self, actions: Array) -> Transition:
         """actions [n] (discrete), or [n, A] in [−1, 1], which stands for the bounds of the action space; numbers beyond
