@@ -15,8 +15,9 @@ from policyopt.types import Budget, Clock, Learner, Part
 class Stage(Part):
     """One learner of a sequence, run ``until`` its own budget is spent (None: to the end of the whole budget).
 
-    It starts from the former stage's policy, with ``restart`` from the policy that was given in the beginning. ``build``
-    may be overridden to make the learner from what the finished stages left (``artifacts``: name → learner).
+    It goes on training the former stage's policy itself, so that what stands under that stage's name changes with it (parts
+    that need it as it was take a frozen copy when they are built); with ``restart`` it starts from a copy of the policy that
+    was given in the beginning. ``build`` may be overridden to make the learner from what the finished stages left (``artifacts``: name → learner).
     """
 
     name: str
