@@ -17,7 +17,8 @@ class Stage(Part):
 
     It goes on training the former stage's policy itself, so that what stands under that stage's name changes with it (parts
     that need it as it was take a frozen copy when they are built); with ``restart`` it starts from a copy of the policy that
-    was given in the beginning. ``build`` may be overridden to make the learner from what the finished stages left (``artifacts``: name → learner).
+    was given in the beginning. ``build`` may be overridden to make the learner from what the finished stages left
+    (``artifacts``: name → learner).
     """
 
     name: str
