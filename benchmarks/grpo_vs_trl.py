@@ -28,7 +28,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
-from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, note, peak, step_seconds
+from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, note, peak, plain_trainer, step_seconds
 
 OURS, WHOLE, PIECES = "policyopt", "TRL", "TRL, pieces"
 SAMPLES, NEW_TOKENS = (8, 16, 32, 64), (16, 64, 256)  # of --growth
@@ -189,23 +189,8 @@ def trl_settings(setting: Setting) -> Any:
         beta=0.0,
         temperature=1.0,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
-        weight_decay=0.0,
-        gradient_checkpointing=False,
         shuffle_dataset=False,
-        bf16=False,
-        fp16=False,
-        use_cpu=options.device == "cpu",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        seed=0,
+        **plain_trainer(options.device),
     )
 
 

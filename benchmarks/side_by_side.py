@@ -106,3 +106,25 @@ def step_seconds(measured: Sequence[Measured]) -> float:
 
 def peak(measured: Sequence[Measured]) -> float:
     return median(one.peak for one in measured)
+
+
+def plain_trainer(device: str) -> dict[str, Any]:
+    """Arguments of a `transformers` trainer that does nothing but train: a constant rate, fused AdamW, no logging or saving."""
+    return {
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "fp16": False,
+        "use_cpu": device == "cpu",
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "seed": 0,
+    }
