@@ -100,7 +100,7 @@ def test_grpo_raises_the_chance_of_what_was_rewarded(make):
     collected = learner.method.collector(learner.policy, PROBLEM, learner.clock).batches["rollouts"]
     collected.scores["reward"] = torch.tensor([1.0, 0.0, 0.0]).repeat(4)
     batch = learner._credited(collected)
-    learner._update({"rollouts": batch})
+    learner._update({"rollouts": batch}, "0-0")
     gain = ((learner.policy.evaluate(batch).logp - batch.old_logp) * batch.advantage).sum()
     assert gain.item() > 0
 
