@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,10 +15,14 @@ import yaml
 
 from policyopt import __version__, registry
 from policyopt.learners.stages import Stage, Stages
+from policyopt.methods import offline_dataset_metrics as metrics
+from policyopt.methods.trajectory_weighting import sampled
+from policyopt.problems.control import logged as data_sets
 from policyopt.problems.language.base import pass_at_k
 from policyopt.reports.compare import Entry, write_compare
 from policyopt.reports.run import write_run_report
 from policyopt.rollouts.evaluate import act_for, held_out, language_act
+from policyopt.rollouts.logs import UniformPolicy, joined, logged, replayed
 from policyopt.studies import claim as claims
 from policyopt.training.checkpoint import Checkpoints, load, to_device
 from policyopt.training.config import describe, flat, override
@@ -39,6 +43,7 @@ class Settings:
     budget: str = "100-updates"
     seed: int = 0
     overrides: dict[str, str] = field(default_factory=dict)
+    sampling: str | None = None
     reward: str | None = None
     test: str | None = None
     warm_start: int = 0
@@ -72,6 +77,8 @@ class Settings:
     def configured(self, method: Any = None) -> Any:
         """The named method (or the one given) with its overrides, behind a warm start where there is one."""
         method = registry.method(self.method) if method is None else method
+        if self.sampling is not None:
+            method = sampled(method, self.sampling)
         for path, text in self.overrides.items():
             method = override(method, path, str(text))
         if self.micro_batch is not None:
@@ -274,6 +281,12 @@ def compare(
 
 def load_run(folder: Path, best: bool = False) -> tuple[Any, Any]:
     """(policy, problem) of a run folder: its last state, or the best by evaluation. Raises ValueError where there is none."""
+    learner, problem = load_learner(folder, best)
+    return learner.policy, problem
+
+
+def load_learner(folder: Path, best: bool = False) -> tuple[Any, Any]:
+    """(learner, problem) of a run folder, as ``load_run``."""
     settings = read_config(folder)
     method, problem, policy = settings.build()
     learner = method.learner(problem, policy, seed=settings.seed, budget=Budget.parse(settings.budget))
@@ -284,7 +297,7 @@ def load_run(folder: Path, best: bool = False) -> tuple[Any, Any]:
     if state is None:
         raise ValueError(f"{folder} has no checkpoint yet")
     learner.load_state_dict(to_device(state["learner"], getattr(policy, "device", "cpu")))
-    return learner.policy, problem
+    return learner, problem
 
 
 def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, best: bool = False) -> dict[str, float]:
@@ -320,3 +333,79 @@ def reproduce(
     study = registry.study(slug)
     chosen = None if seeds is None else list(study.seeds)[:seeds]
     return claims.run(study, seeds=chosen, smoke=smoke, jobs=jobs, out=Path(out))
+
+
+SOURCES = ("random", "medium", "medium-replay", "expert")
+
+
+def log(
+    problem: str,
+    out: str | Path,
+    *,
+    policy: str | Path | None = None,
+    medium: str | Path | None = None,
+    steps: int = 10_000,
+    mix: Mapping[str, float] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Write a data set of ``steps`` transitions to the folder ``out``; read it as ``minari:OUT``.
+
+    mix: shares, of sum 1, of ``random``, ``expert`` (the run folder ``policy``), ``medium`` and ``medium-replay`` (the run
+    folder ``medium``, a run that was stopped early: its policy, or what it remembers). Default: all expert.
+    Raises ValueError before anything is played where the mixture can't be made.
+    """
+    shares, target = dict(mix or {"expert": 1.0}), registry.problem(problem)
+    _check_mix(shares, steps, {"expert": policy, "medium": medium, "medium-replay": medium})
+    if (Path(out) / "data").exists():
+        raise ValueError(f"{out} holds a data set already: choose another folder")
+    if getattr(target, "spaces", None) is None or target.spaces.objectives:
+        raise ValueError(
+            f"{problem} can't be logged: it has to be a control problem with one reward, such as gym:Pendulum-v1"
+        )
+    counts = {name: round(share * steps) for name, share in shares.items()}
+    counts[max(counts, key=lambda name: counts[name])] += steps - sum(counts.values())
+    parts, origin = [], []
+    for number, (name, count) in enumerate(counts.items()):
+        folder = None if name == "random" else Path(str(policy if name == "expert" else medium))
+        rng = generator(seed, f"log-{name}")
+        if folder is None:
+            part = logged(UniformPolicy(target.spaces), target, count, seed + 1000 * number, rng, progress)
+        else:
+            learner, played = load_learner(folder)
+            if played.name != target.name:
+                raise ValueError(f"{folder} was trained on {played.name}, not on {target.name}")
+            if name == "medium-replay":
+                part = replayed(learner.memory, count)
+            else:
+                part = logged(learner.policy, target, count, seed + 1000 * number, rng, progress)
+        parts.append(part)
+        origin.append({"source": name, "steps": count, "run": None if folder is None else asdict(read_config(folder))})
+    record = {"policyopt": __version__, "problem": problem, "seed": seed, "parts": origin}
+    return data_sets.write(out, joined(parts), target.spaces, getattr(target, "id", None), record)
+
+
+def _check_mix(shares: Mapping[str, float], steps: int, folders: Mapping[str, Any]) -> None:
+    for name, share in shares.items():
+        if name not in SOURCES:
+            raise registry.unknown("source of data", name, list(SOURCES))
+        if not 0.0 < share <= 1.0 or round(share * steps) < 1:
+            raise ValueError(f"the share of {name} must be above 0 and at most 1, of at least one step, got {share:g}")
+        if name in folders and folders[name] is None:
+            option = "--policy" if name == "expert" else "--medium"
+            raise ValueError(f"{name} data come from a run: name its folder with {option}")
+    if abs(sum(shares.values()) - 1.0) > 1e-6:
+        raise ValueError(f"the shares of the mixture must add up to 1, got {sum(shares.values()):g}")
+
+
+def inspect(
+    dataset: str,
+    *,
+    reference: str | None = None,
+    random_return: float = float("nan"),
+    best_return: float = float("nan"),
+) -> metrics.Summary:
+    """Rows, returns, quality and coverage of a data set (a Minari id or folder); ``reference`` is one of the same size."""
+    data = data_sets.parse(dataset).transitions()
+    other = None if reference is None else data_sets.parse(reference).transitions()
+    return metrics.summary(data, random_return, best_return, other)

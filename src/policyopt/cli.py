@@ -31,7 +31,7 @@ class Train:
     method: Positional[str | None] = None
     """A slug, or slug:variant; `policyopt methods` lists them."""
     problem: str = "arithmetic"
-    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID."""
+    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER."""
     policy: str = "tiny"
     """tiny (shipped), fresh[:layers=2,width=64], smollm2, or a path or hub id of a causal language model."""
     budget: str = "100-updates"
@@ -39,6 +39,8 @@ class Train:
     seed: int = 0
     set: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FIELD=VALUE")] = ()
     """Hyperparameters and parts, by the names that `policyopt methods SLUG` shows."""
+    sampling: str | None = None
+    """Offline methods: how rows are drawn: uniform, return-weighted, advantage-weighted, top-fraction."""
     reward: str | None = None
     """Reward functions for dataset:…, file.py:function or module:function, with weights: a.py:f=1.0,a.py:g=0.1."""
     test: str | None = None
@@ -252,12 +254,93 @@ class Report:
             raise ValueError("which run? policyopt report runs/…, or policyopt report --claims")
 
 
+@dataclass
+class Log:
+    """Write a data set by playing: random actions, your runs' policies, or a mixture. Read it as minari:FOLDER.
+
+    policyopt log --problem gym:Pendulum-v1 --steps 20000 --mix random=1 --out data/random
+    policyopt log --problem gym:Pendulum-v1 --policy runs/… --mix random=0.95,expert=0.05 --out data/mixed
+    policyopt log --problem gym:Pendulum-v1 --medium runs/… --mix medium-replay=1 --out data/replay
+    """
+
+    out: Path
+    """The new data set's folder."""
+    problem: str
+    """The control problem to play, such as gym:Pendulum-v1."""
+    policy: Path | None = None
+    """The run folder of the expert."""
+    medium: Path | None = None
+    """The run folder of a policy half as good: a run that was stopped early."""
+    steps: int = 10_000
+    mix: str = "expert=1"
+    """Shares of random, medium, medium-replay (what the medium run remembers) and expert, of sum 1."""
+    seed: int = 0
+
+    def __call__(self) -> None:
+        from rich.progress import Progress
+
+        from policyopt import api
+
+        pairs = [piece.partition("=") for piece in self.mix.split(",")]
+        try:
+            mix = {name.strip(): float(share) for name, _, share in pairs}
+        except ValueError:
+            raise ValueError(f"cannot read --mix {self.mix!r}: write random=0.9,expert=0.1") from None
+        with Progress(console=console) as bar:
+            task = bar.add_task("playing", total=self.steps)
+            api.log(
+                self.problem,
+                self.out,
+                policy=self.policy,
+                medium=self.medium,
+                steps=self.steps,
+                mix=mix,
+                seed=self.seed,
+                progress=lambda moved: bar.advance(task, moved),
+            )
+        console.print(f"next: policyopt inspect {self.out}", highlight=False)
+
+
+@dataclass
+class Inspect:
+    """What a data set lets expect before anyone trains: returns, trajectory quality (TQ), coverage (SACo), a figure.
+
+    policyopt inspect data/mixed --random-return -1200 --best-return -150 --reference data/replay
+    """
+
+    dataset: Positional[str]
+    """A Minari id, or a folder."""
+    reference: str | None = None
+    """The online learner's replay, of the same size: coverage is relative to it."""
+    random_return: float = float("nan")
+    """The mean return of random actions."""
+    best_return: float = float("nan")
+    """The best return known."""
+    figure: Path = Path("dataset.svg")
+    """Where the histogram of returns goes."""
+
+    def __call__(self) -> None:
+        from policyopt import api
+        from policyopt.reports.dataset import figure, table
+
+        found = api.inspect(
+            self.dataset.removeprefix("minari:"),
+            reference=self.reference,
+            random_return=self.random_return,
+            best_return=self.best_return,
+        )
+        console.print(table(found, self.dataset))
+        console.print(f"wrote {figure(found, self.figure)}", highlight=False)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "compare": Compare,
     "reproduce": Reproduce,
     "evaluate": Evaluate,
     "sample": Sample,
+    "log": Log,
+    "inspect": Inspect,
     "methods": Methods,
     "diff": Diff,
     "report": Report,

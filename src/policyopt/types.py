@@ -97,7 +97,8 @@ class Rollouts(TensorClass, nocast=True):
 
 class Transitions(TensorClass, nocast=True):
     """Replay and offline data, batch size [N]: observation [N, S], action [N, A], reward [N] or [N, K], next_observation,
-    terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]."""
+    terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]. Logged episodes, one after
+    the other, have truncated [N] (cut, or the log ends) and episode [N], which counts from 0."""
 
     observation: Tensor
     action: Tensor
@@ -107,6 +108,8 @@ class Transitions(TensorClass, nocast=True):
     cost: Tensor = ABSENT
     weight: Tensor = ABSENT
     behaviour_logp: Tensor = ABSENT
+    truncated: Tensor = ABSENT
+    episode: Tensor = ABSENT
 
 
 class Outputs(TensorClass, nocast=True):

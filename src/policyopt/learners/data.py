@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policyopt.models.mlp import Standardization
-from policyopt.types import Part
+from policyopt.types import Part, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,15 @@ class ScaledReward(Part):
 
     scale: float = 1.0
     shift: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Part):
+    """How often each row of a data set is drawn; here all alike."""
+
+    def probabilities(self, data: Transitions) -> Tensor:
+        """[N] float64, of sum 1. ``data`` have their rewards as they were logged."""
+        return torch.full((len(data),), 1.0 / len(data), dtype=torch.float64)
 
 
 class StandardizedPolicy:

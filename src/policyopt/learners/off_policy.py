@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.data import ScaledReward, Standardize, StandardizedPolicy
+from policyopt.learners.data import Sampling, ScaledReward, Standardize, StandardizedPolicy
 from policyopt.learners.update import Adam
 from policyopt.models.bounded_actors import Bounded
 from policyopt.models.q_functions import QEnsemble, QFunctions
@@ -374,7 +374,8 @@ class OffPolicy:
 
     Each step collects once, and then goes through the ``rounds`` on batches of ``batch`` transitions, once the
     collector's warm-up is over. Without a collector the memory holds the problem's ``transitions()``, their observations
-    standardized and their rewards scaled where ``standardize`` and ``rewards`` say how. Actions lie in [−1, 1]^A.
+    standardized and their rewards scaled where ``standardize`` and ``rewards`` say how, drawn uniformly or as ``sampling``
+    says. Actions lie in [−1, 1]^A.
     Raises ValueError where two updates train the same network.
     """
 
@@ -385,11 +386,13 @@ class OffPolicy:
     capacity: int = 1_000_000
     standardize: Standardize | None = None
     rewards: ScaledReward | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
-        if self.collector is not None and (self.standardize is not None or self.rewards is not None):
+        if self.collector is not None and any((self.standardize, self.rewards, self.sampling)):
             raise ValueError(
-                "observations and rewards are scaled where they are a data set's: that needs collector=None"
+                "observations and rewards are scaled, and rows weighted, where they are a data set's: that needs "
+                "collector=None"
             )
         if idle := [update for update in self.updates() if update.every < 1]:
             raise ValueError(f"every must be a positive number of batches, got {idle[0].every} for {idle[0].trains}")
@@ -430,6 +433,7 @@ class OffPolicyLearner:
     def _data(self) -> Replay:
         """The problem's data as memory; updates and policy are prepared for them."""
         data = checked(self.problem)
+        weights = None if self.method.sampling is None else self.method.sampling.probabilities(data)
         if self.method.standardize is not None:
             standardization = self.method.standardize.fit(data.observation)
             data = data.replace(
@@ -443,6 +447,8 @@ class OffPolicyLearner:
             update.prepare(self.agent, data)
         memory = Replay(len(data))
         memory.add(data)
+        if weights is not None:
+            memory.weigh(weights)
         return memory
 
     def step(self) -> dict[str, Tensor | float]:

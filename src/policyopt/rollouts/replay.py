@@ -20,7 +20,8 @@ COLUMNS = ("observation", "action", "reward", "next_observation", "terminated", 
 class Replay:
     """The last ``capacity`` transitions in columns that are allocated once; the first to come are the first to go.
 
-    The columns are those of the first transitions added. Raises ValueError where later ones have others.
+    The columns are those of the first transitions added. Raises ValueError where later ones have others. Sampling is
+    uniform, or by the weights that ``weigh`` was given.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -28,6 +29,7 @@ class Replay:
             raise ValueError(f"a replay memory needs room for at least one transition, got {capacity}")
         self.capacity, self.added = capacity, 0
         self.columns: dict[str, Tensor] = {}
+        self.cumulative: Tensor | None = None
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -49,11 +51,25 @@ class Replay:
     def _allocate(self, like: Mapping[str, Tensor]) -> None:
         self.columns = {name: column.new_empty((self.capacity, *column.shape[1:])) for name, column in like.items()}
 
+    def weigh(self, weights: Tensor) -> None:
+        """From now on row i is drawn in proportion to weights[i]; [N] for all that the memory holds."""
+        if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights >= 0.0)).all()):
+            raise ValueError(f"expected {len(self)} finite weights of 0 or more, got {tuple(weights.shape)}")
+        self.cumulative = weights.double().cumsum(0)
+        if not float(self.cumulative[-1]) > 0.0:
+            raise ValueError("all weights are zero: nothing could be drawn")
+
+    def _rows(self, count: int, rng: torch.Generator) -> Tensor:
+        if self.cumulative is None:
+            return torch.randint(len(self), (count,), generator=rng)
+        point = torch.rand(count, generator=rng, dtype=torch.float64) * self.cumulative[-1]
+        return torch.searchsorted(self.cumulative, point, right=True).clamp(max=len(self) - 1)
+
     def sample(self, count: int, rng: torch.Generator) -> Transitions:
-        """``count`` transitions, uniform with replacement."""
+        """``count`` transitions with replacement."""
         if not self.added:
             raise ValueError("nothing has been added to the replay memory yet")
-        index = torch.randint(len(self), (count,), generator=rng)
+        index = self._rows(count, rng)
         drawn: dict[str, Any] = {name: column[index] for name, column in self.columns.items()}
         return Transitions(**drawn, batch_size=[count])
 
