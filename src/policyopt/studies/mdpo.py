@@ -76,8 +76,8 @@ class FixedTemperature(Acting):
 
 def on_pendulum(method: OffPolicy, **settings: Any) -> OffPolicy:
     """The method with networks of two layers of 64, one update for two steps; ``settings`` are the mirror actor's."""
-    updates = [update for update in method.updates() if not isinstance(update, Temperature)]
-    small: list[Any] = [
+    updates: list[Any] = [update for update in method.updates() if not isinstance(update, Temperature)]
+    small = [
         replace(update, optimizer=Adam(learning_rate=1e-3, gradient_clip=None), model=replace(update.model, width=64))
         for update in updates
     ]
@@ -99,7 +99,7 @@ class OnPendulum:
 
 
 CARTPOLE = {
-    "MDPO, m = 10": OnCartPole(method=on_cartpole(mdpo.method())),
+    "MDPO, m = 10": OnCartPole(method=on_cartpole(mdpo.method(), 3e-3)),
     "MDPO, m = 1": OnCartPole(method=on_cartpole(mdpo.method(), 3e-3, steps=1)),
     "TRPO": OnCartPole(method=on_cartpole(trpo.method())),
     "PPO": OnCartPole(method=on_cartpole(ppo.control())),
@@ -113,7 +113,7 @@ PENDULUM = {
 
 def figure(results: Results) -> Figure:
     """The seeds of every arm, CartPole and Pendulum apart."""
-    panels = {"auc": CARTPOLE, "final": PENDULUM}
+    panels: dict[str, dict[str, Any]] = {"auc": {**CARTPOLE}, "final": {**PENDULUM}}
     return arm_points(
         {m: {arm: list(results.values(m, arm)) for arm in results.arms if arm in arms} for m, arms in panels.items()}
     )
