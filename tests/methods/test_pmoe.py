@@ -230,8 +230,8 @@ def resumes(method):
 
 def test_it_learns_to_answer():
     adam = Adam(learning_rate=3e-3, gradient_clip=None)
-    critic, actor, temperature = (replace(u, optimizer=adam) for u in small(GATINGS["frequency"]).updates())
-    critic = replace(critic, model=QFunctions(width=16), polyak=0.02)
+    critic, actor, temperature = (replace(u, optimizer=adam) for u in small(GATINGS["frequency"], 2).updates())
+    critic, temperature = replace(critic, model=QFunctions(width=16)), replace(temperature, initial=0.1)
     method = replace(
         pmoe.method(),
         rounds=(Round(updates=(critic, actor, temperature)),),
@@ -241,7 +241,7 @@ def test_it_learns_to_answer():
     problem = Match(episodes=200)
     learner = method.learner(problem, seed=0)
     before = problem.evaluate(learner.policy.act, generator(0, "e"))["eval/return"]
-    for _ in range(250):
+    for _ in range(300):
         learner.step()
     assert before < -0.5 < -0.25 < problem.evaluate(learner.policy.act, generator(0, "e"))["eval/return"]
 
@@ -302,7 +302,7 @@ def test_ppo_resumes_and_learns_to_answer():
     method = replace(PPO, collector=Vector(environments=32, steps=8), epochs=4, optimizer=adam)
     learner = method.learner(Match(episodes=200), seed=0)
     before = learner.problem.evaluate(learner.policy.act, generator(0, "e"))["eval/return"]
-    for _ in range(25):
+    for _ in range(18):
         learner.step()
     after = learner.problem.evaluate(learner.policy.act, generator(0, "e"))["eval/return"]
     assert before < -0.5 < -0.25 < after
