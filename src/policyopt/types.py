@@ -50,8 +50,9 @@ class Rollouts(TensorClass, nocast=True):
         legal           [N, T, A]  valid actions
         weight          [N, T]     counts in the loss AND in its divisor
         selected        [N, T]     steps that an objective's selector picked in this minibatch
-        share           [N, T, 2]  each step's share of the loss, and of a mean over active steps (set by the objective;
-                        preferences: [N, 2], each list's share of the loss, and of a mean over lists)
+        share           [N, T, 3]  each step's share of the loss, of a mean over active steps, and of a covariance with the
+                        advantage (set by the objective; preferences: [N, 2], each list's share of the loss, and of a
+                        mean over lists)
         observations, next_observations [N, T, S…]
         old_logp        [N, T]     centre of the importance ratio (the behaviour's where None)
         value, next_value, returns, ref_logp, entropy, advantage [N, T]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner, minibatches
 from policyopt.learners.update import NonFinite
-from policyopt.objectives.policy_gradient import k3, log_ratio
+from policyopt.objectives.policy_gradient import TokenMean, divergences, k3, log_ratio
 from policyopt.types import Budget, Rollouts
 
 DUAL_LIMIT = 1e4  # on the scale on which all gradients have length one: then the step is recovery alone
@@ -145,5 +145,5 @@ class ConstrainedLearner(OnPolicyLearner):
         with torch.no_grad():
             for parameter, piece in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
                 parameter += piece.view_as(parameter)
-            moved = log_ratio(self.policy.evaluate(batch).logp, batch)[batch.mask]
-        return {"policy/kl": k3(-moved).mean(), "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}
+            moved = divergences(self.policy.evaluate(batch).logp, batch, TokenMean()(batch))
+        return {**moved, "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}

@@ -24,7 +24,7 @@ from policyopt.credit.groups import Credit, group_mean
 from policyopt.credit.scaling import RewardMoments, with_scores
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.objectives.policy_gradient import Objective
+from policyopt.objectives.policy_gradient import Objective, TokenMean, divergences
 from policyopt.objectives.preference import ranked_rows
 from policyopt.parallel import all_sum
 from policyopt.rollouts.language import Groups
@@ -118,8 +118,9 @@ class PairwisePolicyGradient(Objective):
     def prepare(self, batch: Rollouts) -> Rollouts:
         lists = ranked_rows(batch)
         pairs = len(lists) * lists.shape[1] * (lists.shape[1] - 1) // 2
-        total = all_sum(torch.tensor(self.clip.divisor(batch, pairs)))
-        return batch.replace(share=torch.full((len(batch), 2), 1.0 / float(total), device=batch.mask.device))
+        share = 1.0 / all_sum(torch.tensor(self.clip.divisor(batch, pairs)))
+        counts = TokenMean()(batch)
+        return batch.replace(share=torch.stack([torch.full_like(counts, float(share)), counts], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         assert outputs.logp is not None
@@ -131,8 +132,9 @@ class PairwisePolicyGradient(Objective):
         ratio = logp.detach().sum(1) - (batch.ref_logp * batch.mask).sum(1)
         reward = batch.scores["reward"]
         q = reward[i] - reward[j] - self.beta * (ratio[i] - ratio[j])
-        value = (batch.share[i, 0] * self.clip(q, logp, old, i, j)).sum()
-        return Loss(value, {"loss/policy": value.detach()})
+        value = (batch.share[i, 0, 0] * self.clip(q, logp, old, i, j)).sum()
+        moved = divergences(outputs.logp.detach(), batch, batch.share[..., 1])
+        return Loss(value, {"loss/policy": value.detach(), **moved})
 
 
 @dataclass(frozen=True, kw_only=True)
