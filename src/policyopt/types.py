@@ -99,7 +99,8 @@ class Rollouts(TensorClass, nocast=True):
 class Transitions(TensorClass, nocast=True):
     """Replay and offline data, batch size [N]: observation [N, S], action [N, A], reward [N] or [N, K], next_observation,
     terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]. Logged episodes, one after
-    the other, have truncated [N] (cut, or the log ends) and episode [N], which counts from 0."""
+    the other, have truncated [N] (cut, or the log ends), episode [N], which counts from 0, and complete [N]: False in
+    episodes whose beginning or end the log misses, so that their return isn't known (None: all are complete)."""
 
     observation: Tensor
     action: Tensor
@@ -111,6 +112,7 @@ class Transitions(TensorClass, nocast=True):
     behaviour_logp: Tensor = ABSENT
     truncated: Tensor = ABSENT
     episode: Tensor = ABSENT
+    complete: Tensor = ABSENT
 
 
 class Outputs(TensorClass, nocast=True):
