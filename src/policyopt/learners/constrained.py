@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
-from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner, minibatches
+from policyopt.learners.on_policy import OnPolicy
 from policyopt.learners.update import NonFinite
+from policyopt.learners.whole_batch import WholeBatchLearner, assign
 from policyopt.objectives.policy_gradient import TokenMean, divergences, k3, log_ratio
 from policyopt.types import Budget, Rollouts
 
@@ -106,22 +108,10 @@ class ConstrainedOnPolicy(OnPolicy):
         return ConstrainedLearner(self, problem, policy, seed, budget)
 
 
-class ConstrainedLearner(OnPolicyLearner):
+class ConstrainedLearner(WholeBatchLearner):
     """The live method: a trust-region step of the policy, then the critic's updates."""
 
     method: ConstrainedOnPolicy
-
-    def step(self) -> dict[str, Tensor | float]:
-        collected = self.method.collector(self.policy, self.problem, self.clock, self.memories.get("collector"))
-        batch = self._credited(collected.batches["rollouts"])
-        metrics = {**collected.metrics, **self._policy_step(batch)}
-        for epoch in range(self.method.epochs if self.critic is not None else 0):
-            order = self.clock.generator(f"minibatches-{epoch}")
-            for pieces in minibatches({"rollouts": batch}, self.method.minibatches, order):
-                assert self.critic is not None
-                metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
-        self.clock.advance(metrics, self.budget)
-        return metrics
 
     def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
         """One step on the whole batch. Raises NonFinite, weights untouched, where it is not finite."""
@@ -142,8 +132,7 @@ class ConstrainedLearner(OnPolicyLearner):
         step = trust_region_step(gradient, constraints, margin, product, self.method.radius, self.method.iterations)
         if not bool(torch.isfinite(step).all()):
             raise NonFinite(f"step {self.clock.step}: the trust-region step is not finite; the weights are unchanged")
+        assign(parameters, parameters_to_vector(parameters) + step)
         with torch.no_grad():
-            for parameter, piece in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
-                parameter += piece.view_as(parameter)
             moved = divergences(self.policy.evaluate(batch).logp, batch, TokenMean()(batch))
         return {**moved, "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}

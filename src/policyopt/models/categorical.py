@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Distribution
 
 from policyopt.models.mlp import PerceptronPolicy
 
@@ -23,3 +24,6 @@ class CategoricalPolicy(PerceptronPolicy):
         logp = outputs.log_softmax(-1)
         entropy = -(logp.exp() * logp).sum(-1)
         return logp.gather(-1, actions[..., None])[..., 0], entropy
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        return Categorical(logits=self(observations), validate_args=False)
