@@ -39,6 +39,7 @@ PROBLEMS = {
     "minari": ("policyopt.problems.control.logged", "a logged data set, by its Minari id or its folder"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
+    "lot-sizing": ("policyopt.problems.decision.lot_sizing", "what machines make next, before the demand is known"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 

@@ -54,6 +54,7 @@ class Rollouts(TensorClass, nocast=True):
                         advantage (set by the objective; preferences: [N, 2], each list's share of the loss, and of a
                         mean over lists)
         observations, next_observations [N, T, S…]
+        post_observations [N, T, S…]  states after the decision and before chance (post-decision states)
         old_logp        [N, T]     centre of the importance ratio (the behaviour's where None)
         value, next_value, returns, ref_logp, entropy, advantage [N, T]
         guide_logp      [N, T]     log-probability under a further model: a teacher, a source of token rewards
@@ -80,6 +81,7 @@ class Rollouts(TensorClass, nocast=True):
     selected: Tensor = ABSENT
     observations: Tensor = ABSENT
     next_observations: Tensor = ABSENT
+    post_observations: Tensor = ABSENT
     old_logp: Tensor = ABSENT
     value: Tensor = ABSENT
     next_value: Tensor = ABSENT
