@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner, minibatches
+from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import NonFinite
 from policyopt.objectives.policy_gradient import TokenMean, divergences, k3, log_ratio
 from policyopt.types import Budget, Rollouts
@@ -111,20 +111,9 @@ class ConstrainedLearner(OnPolicyLearner):
 
     method: ConstrainedOnPolicy
 
-    def step(self) -> dict[str, Tensor | float]:
-        collected = self.method.collector(self.policy, self.problem, self.clock, self.memories.get("collector"))
-        batch = self._credited(collected.batches["rollouts"])
-        metrics = {**collected.metrics, **self._policy_step(batch)}
-        for epoch in range(self.method.epochs if self.critic is not None else 0):
-            order = self.clock.generator(f"minibatches-{epoch}")
-            for pieces in minibatches({"rollouts": batch}, self.method.minibatches, order):
-                assert self.critic is not None
-                metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
-        self.clock.advance(metrics, self.budget)
-        return metrics
-
-    def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
         """One step on the whole batch. Raises NonFinite, weights untouched, where it is not finite."""
+        batch: Rollouts = batches["rollouts"]
         parameters = list(self.policy.parameters())
         logp = self.policy.evaluate(batch).logp
         change = log_ratio(logp, batch)
