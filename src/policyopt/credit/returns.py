@@ -81,6 +81,17 @@ def whitened(advantage: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
     return torch.where(mask, normalized, 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whitened(Credit):
+    """The advantages of all steps that count (chosen, and of a weight above 0), whitened over the whole batch."""
+
+    needs: ClassVar[tuple[str, ...]] = ("advantage",)
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        counted = batch.mask if batch.weight is None else batch.mask & (batch.weight > 0)
+        return batch.replace(advantage=whitened(batch.advantage, counted))
+
+
 def last_step(mask: Tensor) -> Tensor:
     """mask [N, T] → True at each row's last True position."""
     later = mask.flip(1).cumsum(1).flip(1)

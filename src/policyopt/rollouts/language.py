@@ -35,9 +35,16 @@ def prompt_ids(problem: Any, count: int, clock: Clock, first: int | None = None)
 
 
 def respond(
-    policy: LanguagePolicy, problem: Any, ids: Sequence[int], samples: int, sampling: Sampling, rng: torch.Generator
+    policy: LanguagePolicy,
+    problem: Any,
+    ids: Sequence[int],
+    samples: int,
+    sampling: Sampling,
+    rng: torch.Generator,
+    *,
+    keep: bool = False,
 ) -> Continuations:
-    """``samples`` responses to each of the prompts ``ids``, as the problem limits and stops them."""
+    """``samples`` responses to each of the prompts ``ids``, as the problem limits and stops them; ``keep`` for cuts."""
     return policy.extend(
         policy.encode(problem.prompts(ids)),
         samples,
@@ -45,16 +52,24 @@ def respond(
         rng,
         max_new_tokens=sampling.max_new_tokens or problem.max_new_tokens,
         stop=problem.stop,
+        keep=keep,
     )
 
 
-def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sampled: Continuations) -> Rollouts:
-    """Continuations of the prompts ``ids``, scored → Rollouts [M].
+def scored_rollouts(
+    policy: LanguagePolicy,
+    problem: Any,
+    ids: Sequence[int],
+    sampled: Continuations,
+    texts: Sequence[str] | None = None,
+) -> Rollouts:
+    """Continuations of the prompts ``ids``, one id a prefix, scored → Rollouts [M].
 
-    A response that was cut by the length limit is scored as it stands (``truncated`` marks its last token).
+    A response that was cut by the length limit is scored as it stands (``truncated`` marks its last token). ``texts`` [M]
+    are what is scored where a prefix holds a part of the response already.
     """
     repeated = [i for i in ids for _ in range(sampled.samples)]
-    scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length))
+    scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length) if texts is None else texts)
     check_scores(scores, repeated, problem.name)
     device = sampled.length.device
     kept = {name: value.to(device) for name, value in scores.items()}
