@@ -57,11 +57,7 @@ def respond(
 
 
 def scored_rollouts(
-    policy: LanguagePolicy,
-    problem: Any,
-    ids: Sequence[int],
-    sampled: Continuations,
-    texts: Sequence[str] | None = None,
+    policy: LanguagePolicy, problem: Any, ids: Sequence[int], sampled: Continuations, texts: Sequence[str] | None = None
 ) -> Rollouts:
     """Continuations of the prompts ``ids``, one id a prefix, scored → Rollouts [M].
 
