@@ -42,6 +42,7 @@ PROBLEMS = {
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
     "lot-sizing": ("policyopt.problems.decision.lot_sizing", "what machines make next, before the demand is known"),
+    "slippery-lake": ("policyopt.problems.decision.slippery_lake", "a walk to a goal in which moves may slip"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 

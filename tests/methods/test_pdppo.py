@@ -1,3 +1,4 @@
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from policyopt.methods.pdppo import EachChoice, MachineMLP, MonteCarloAdvantage,
 from policyopt.models.control import MLP
 from policyopt.problems.control.point_mass import PointMass
 from policyopt.problems.decision.lot_sizing import REGIMES, LotSizing
+from policyopt.problems.decision.slippery_lake import SlipperyLake
 from policyopt.types import Clock, Rollouts
 
 SMALL = LotSizing(items=3, machines=2, horizon=6)
@@ -103,7 +105,7 @@ def test_collected_rewards_are_divided_and_post_states_are_the_simulators():
     assert torch.equal(batch.post_observations, torch.from_numpy(post))
     assert torch.equal(batch.rewards[..., 1], torch.from_numpy(known)) and (batch.rewards[..., 1] < 0).any()
     assert batch.behaviour_logp.shape == (3, 6, 2) and policy.critic(0).objectives == 0
-    with pytest.raises(ValueError, match="post_decision"):
+    with pytest.raises(ValueError, match=r"post_decision.*pdppo:ppo"):
         collect(problem=PointMass())
 
 
@@ -206,6 +208,12 @@ def test_free_set_ups_make_it_ppo_step_by_step(monkeypatch):
         assert float(one["loss/policy"]) == pytest.approx(float(two["loss/policy"]), rel=1e-5)
     for a, b in zip(*(learner.policy.parameters() for learner in learners), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_single_choices_stay_as_they_are():
+    method = small(pdppo.method())
+    learner = replace(method, collector=replace(method.collector, steps=40)).learner(SlipperyLake(), seed=0)
+    assert all(math.isfinite(float(value)) for value in learner.step().values())
 
 
 @pytest.mark.parametrize("name", ["pdppo", *(f"pdppo:{variant}" for variant in pdppo.VARIANTS)])

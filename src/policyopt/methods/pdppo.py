@@ -61,7 +61,7 @@ class PostDecision(Vector):
         if known is None:
             raise ValueError(
                 f"{getattr(problem, 'name', problem)!r} does not tell the known part of a step: pdppo needs a problem with "
-                "post_decision(observations, actions), such as lot-sizing; `pdppo:ppo` does without"
+                "post_decision(observations, actions), such as lot-sizing and slippery-lake; `pdppo:ppo` does without"
             )
         collected = super().__call__(policy, problem, clock, memory)
         batch = collected.batches["rollouts"]
