@@ -36,6 +36,10 @@ PROBLEMS = {
         "policyopt.problems.control.checker",
         "logged walks to a goal that are good in places, for offline methods",
     ),
+    "mixed-walks": (
+        "policyopt.problems.control.mixed_walks",
+        "logged episodes of an expert among random ones, for offline methods and their samplings",
+    ),
     "minari": ("policyopt.problems.control.logged", "a logged data set, by its Minari id or its folder"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
