@@ -59,12 +59,17 @@ class Settings:
     def build(self) -> tuple[Any, Any, Any]:
         """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
         self.check_machine()
-        method = self.configured()
+        registry.method(self.method)
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
+        method = self.suited(problem).configured()
         policy = registry.policy(
             self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora
         )
         return method, problem, policy
+
+    def suited(self, problem: Any) -> Settings:
+        """The same with the variant of the method that this kind of problem asks for."""
+        return replace(self, method=registry.suited(self.method, problem))
 
     def check_machine(self) -> None:
         """Raises ValueError where there is no such device or number of threads."""
@@ -118,10 +123,10 @@ def train(
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
     chosen.check_machine()
-    method = chosen.configured(None if isinstance(method, str) else method)
     problem = (
         registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
     )
+    method = chosen.suited(problem).configured() if isinstance(method, str) else chosen.configured(method)
     if isinstance(policy, str):
         policy = registry.policy(policy, problem, seed=seed, dtype=chosen.dtype, device=chosen.device, lora=chosen.lora)
     folder = _folder(chosen, out)
@@ -141,6 +146,7 @@ def train_from(
     if settings.threads is None:
         settings = replace(settings, threads=torch.get_num_threads())
     method, problem, policy = settings.build()
+    settings = settings.suited(problem)
     torch.set_num_threads(settings.threads or 1)
     bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
     if settings.micro_batch is None and bounded:

@@ -104,10 +104,17 @@ def method(name: str) -> Any:
         raise unknown("method", slug, list(known))
     if known[slug].kind != "method":
         raise ValueError(f"{slug} is a {known[slug].kind}, not a method to train: try `policyopt reproduce {slug}`")
-    if variant and variant not in known[slug].variants:
+    if variant and variant.replace("-", "_") not in {v.replace("-", "_") for v in known[slug].variants}:
         raise unknown(f"variant of {slug}", variant, list(known[slug].variants))
     module = import_module(f"policyopt.methods.{slug.replace('-', '_')}")
     return getattr(module, variant.replace("-", "_") or "method")()
+
+
+def suited(name: str, problem: Any) -> str:
+    """``name``, or its variant ``control`` where it has one and the problem has observation and action spaces: a method whose
+    collector and usual settings differ there needs no other name."""
+    fits = ":" not in name and hasattr(problem, "spaces") and "control" in methods()[name].variants
+    return f"{name}:control" if fits else name
 
 
 def problem(spec: str, **options: Any) -> Any:
