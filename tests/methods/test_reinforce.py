@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from matching import Match
 
+from matching import Match
 from policyopt import registry
 from policyopt.learners.update import Adam
 from policyopt.methods import ppo, reinforce
