@@ -32,6 +32,7 @@ PROBLEMS = {
     "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
     "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
     "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),
+    "multi-goal": ("policyopt.problems.control.multi_goal", "a point between four goals that are equally good"),
     "checker": (
         "policyopt.problems.control.checker",
         "logged walks to a goal that are good in places, for offline methods",
