@@ -150,3 +150,19 @@ def test_ppo_learns_cartpole_a_little():
 def test_a_problem_without_vector_rewards_needs_scalar_credit():
     with pytest.raises(ValueError, match="no control problem"):
         ppo.control().learner(object(), seed=0)
+
+
+def test_distributions_are_what_is_sampled():
+    observations = torch.randn(4, 5, 3)
+    gaussian = GaussianPolicy(3, 2, (8,), generator(0, "test"))
+    categorical = CategoricalPolicy(3, 4, (8,), generator(1, "test"))
+    several = MultiCategoricalPolicy(3, (2, 4), (8,), generator(2, "test"))
+    for policy, actions in (
+        (gaussian, torch.randn(4, 5, 2)),
+        (categorical, torch.randint(4, (4, 5))),
+        (several, torch.randint(2, (4, 5, 2))),
+    ):
+        outputs = policy.evaluate(batch_of(observations, actions), ("logp", "entropy"))
+        distribution = policy.distribution(observations)
+        torch.testing.assert_close(outputs.logp, distribution.log_prob(actions))
+        torch.testing.assert_close(outputs.entropy, distribution.entropy())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent
 
 from policyopt.models.mlp import PerceptronPolicy
 
@@ -19,6 +20,9 @@ class CategoricalPolicy(PerceptronPolicy):
 
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         return categorical(outputs, actions)
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        return Categorical(logits=self(observations), validate_args=False)
 
 
 class MultiCategoricalPolicy(PerceptronPolicy):
@@ -61,6 +65,10 @@ class MultiCategoricalPolicy(PerceptronPolicy):
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         logp, entropy = categorical(self.logits(outputs), actions)
         return logp.sum(-1), entropy.sum(-1)
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        each = Categorical(logits=self.logits(self(observations)), validate_args=False)
+        return Independent(each, 1, validate_args=False)
 
 
 def drawn(logits: Tensor, rng: torch.Generator) -> Tensor:
