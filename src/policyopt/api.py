@@ -23,6 +23,7 @@ from policyopt.reports.compare import Entry, write_compare
 from policyopt.reports.run import write_run_report
 from policyopt.rollouts.evaluate import act_for, held_out, language_act
 from policyopt.rollouts.logs import UniformPolicy, joined, logged, replayed
+from policyopt.rollouts.transitions import checked
 from policyopt.studies import claim as claims
 from policyopt.training.checkpoint import Checkpoints, load, to_device
 from policyopt.training.config import describe, flat, override
@@ -406,6 +407,6 @@ def inspect(
     best_return: float = float("nan"),
 ) -> metrics.Summary:
     """Rows, returns, quality and coverage of a data set (a Minari id or folder); ``reference`` is one of the same size."""
-    data = data_sets.parse(dataset).transitions()
-    other = None if reference is None else data_sets.parse(reference).transitions()
+    data = checked(data_sets.parse(dataset))
+    other = None if reference is None else checked(data_sets.parse(reference))
     return metrics.summary(data, random_return, best_return, other)

@@ -38,9 +38,15 @@ PROBLEMS = {
     ),
     "lqr": ("policyopt.problems.control.lqr", "a linear system with quadratic costs, with exact values"),
     "chain": ("policyopt.problems.control.chain", "a small reward nearby, a large one far away, with exact values"),
+    "mixed-walks": (
+        "policyopt.problems.control.mixed_walks",
+        "logged episodes of an expert among random ones, for offline methods and their samplings",
+    ),
     "minari": ("policyopt.problems.control.logged", "a logged data set, by its Minari id or its folder"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
+    "lot-sizing": ("policyopt.problems.decision.lot_sizing", "what machines make next, before the demand is known"),
+    "slippery-lake": ("policyopt.problems.decision.slippery_lake", "a walk to a goal in which moves may slip"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 

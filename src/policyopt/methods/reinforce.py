@@ -6,7 +6,7 @@ the others of a group as ``rloo``.
 
 from dataclasses import replace
 
-from policyopt.credit.groups import BatchBaseline, Outcome
+from policyopt.credit.outcomes import BatchBaseline, Outcome
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.estimators import SequenceSum
 from policyopt.objectives.policy_gradient import Current, PolicyGradient

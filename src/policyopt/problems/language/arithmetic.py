@@ -6,6 +6,9 @@ The prompt ``3+4*2-5=`` is worked from left to right, modulo 10. A response writ
     wordiness 1    3+4=7,7*2=4,4-5=9;9              each step spelt out
     wordiness 2    3+4=7=7,7*2=14=4,4-5=-1=9;9      each step with its value before and after the reduction
     calculator     <3+4>7,<7*2>4,<4-5>9;9           a call in angle brackets; the environment writes what follows it
+
+``operations=+`` leaves running sums, ``terms=3-30`` draws lengths: ``arithmetic:operations=+,terms=9,noise=0.12`` has eight
+steps, each of a demonstration wrong with probability 0.12, and an answer that is right iff the last running sum is.
 """
 
 from __future__ import annotations
