@@ -15,6 +15,10 @@ HERE = Path(__file__).parent
 
 PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
+    "thinking": (
+        "policyopt.problems.language.thinking",
+        "arithmetic chains, answered at several budgets of thinking",
+    ),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
     "preferences": (
