@@ -19,13 +19,13 @@ console = Console()
 class Train:
     """Train a method.
 
-    policyopt train grpo                                              the shipped model on the shipped problem
-    policyopt train grpo --problem arithmetic:terms=6 --budget 2M-tokens --seed 3
-    policyopt train grpo --policy smollm2 --problem reasoning-gym:chain_sum --warm-start 20
-    policyopt train grpo --policy ./model --problem dataset:train.jsonl --reward rewards.py:exact_match --lora 16
-    policyopt train grpo --set optimizer.learning_rate=3e-4 --set "objective.aggregation=TokenMean"
-    policyopt train --config runs/…/config.yaml                       repeats a run
-    policyopt train --resume runs/…                                   goes on with one
+    $ policyopt train grpo                                              the shipped model on the shipped problem
+    $ policyopt train grpo --problem arithmetic:terms=6 --budget 2M-tokens --seed 3
+    $ policyopt train grpo --policy smollm2 --problem reasoning-gym:chain_sum --warm-start 20
+    $ policyopt train grpo --policy ./model --problem dataset:train.jsonl --reward rewards.py:exact_match --lora 16
+    $ policyopt train grpo --set optimizer.learning_rate=3e-4 --set "objective.aggregation=TokenMean"
+    $ policyopt train --config runs/…/config.yaml                       repeats a run
+    $ policyopt train --resume runs/…                                   goes on with one
     """
 
     method: Positional[str | None] = None
@@ -92,7 +92,7 @@ class Train:
 class Compare:
     """Train several methods under the same budget on the same seeds: table with intervals, learning curves, a page.
 
-    policyopt compare grpo remax bnpo --seeds 5 --budget 1M-tokens
+    $ policyopt compare grpo remax bnpo --seeds 5 --budget 1M-tokens
     """
 
     methods: Positional[tuple[str, ...]]
@@ -126,8 +126,8 @@ class Compare:
 class Reproduce:
     """Rerun a paper's central claim as an experiment, with a verdict.
 
-    policyopt reproduce remax            every seed of the study
-    policyopt reproduce remax --smoke    seconds; checks that the study runs, says nothing about the claim
+    $ policyopt reproduce remax            every seed of the study
+    $ policyopt reproduce remax --smoke    seconds; checks that the study runs, says nothing about the claim
     """
 
     slug: Positional[str]
@@ -170,7 +170,7 @@ class Evaluate:
 class Sample:
     """Show what a run's policy answers.
 
-    policyopt sample runs/… "3+4*2="
+    $ policyopt sample runs/… "3+4*2="
     """
 
     run: Positional[Path]
@@ -221,8 +221,8 @@ class Diff:
 class Report:
     """Write a run's page (report.html, curve.svg) anew, or with --claims the table of verdicts in docs/claims.md.
 
-    policyopt report runs/…                            one run's page
-    policyopt report --entropy-law runs/a runs/b       what their scores bought with entropy: R = -a exp(H) + b
+    $ policyopt report runs/…                            one run's page
+    $ policyopt report --entropy-law runs/a runs/b       what their scores bought with entropy: R = -a exp(H) + b
     """
 
     run: Positional[Path | None] = None
@@ -258,9 +258,9 @@ class Report:
 class Log:
     """Write a data set by playing: random actions, your runs' policies, or a mixture. Read it as minari:FOLDER.
 
-    policyopt log --problem gym:Pendulum-v1 --steps 20000 --mix random=1 --out data/random
-    policyopt log --problem gym:Pendulum-v1 --policy runs/… --mix random=0.95,expert=0.05 --out data/mixed
-    policyopt log --problem gym:Pendulum-v1 --medium runs/… --mix medium-replay=1 --out data/replay
+    $ policyopt log --problem gym:Pendulum-v1 --steps 20000 --mix random=1 --out data/random
+    $ policyopt log --problem gym:Pendulum-v1 --policy runs/… --mix random=0.95,expert=0.05 --out data/mixed
+    $ policyopt log --problem gym:Pendulum-v1 --medium runs/… --mix medium-replay=1 --out data/replay
     """
 
     out: Path
@@ -305,7 +305,7 @@ class Log:
 class Inspect:
     """What a data set lets expect before anyone trains: returns, trajectory quality (TQ), coverage (SACo), a figure.
 
-    policyopt inspect data/mixed --random-return -1200 --best-return -150 --reference data/replay
+    $ policyopt inspect data/mixed --random-return -1200 --best-return -150 --reference data/replay
     """
 
     dataset: Positional[str]

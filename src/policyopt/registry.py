@@ -15,6 +15,10 @@ HERE = Path(__file__).parent
 
 PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
+    "thinking": (
+        "policyopt.problems.language.thinking",
+        "arithmetic chains, answered at several budgets of thinking",
+    ),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
     "preferences": (
@@ -37,9 +41,17 @@ PROBLEMS = {
         "policyopt.problems.control.checker",
         "logged walks to a goal that are good in places, for offline methods",
     ),
+    "lqr": ("policyopt.problems.control.lqr", "a linear system with quadratic costs, with exact values"),
+    "chain": ("policyopt.problems.control.chain", "a small reward nearby, a large one far away, with exact values"),
+    "mixed-walks": (
+        "policyopt.problems.control.mixed_walks",
+        "logged episodes of an expert among random ones, for offline methods and their samplings",
+    ),
     "minari": ("policyopt.problems.control.logged", "a logged data set, by its Minari id or its folder"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
+    "lot-sizing": ("policyopt.problems.decision.lot_sizing", "what machines make next, before the demand is known"),
+    "slippery-lake": ("policyopt.problems.decision.slippery_lake", "a walk to a goal in which moves may slip"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 
@@ -97,10 +109,17 @@ def method(name: str) -> Any:
         raise unknown("method", slug, list(known))
     if known[slug].kind != "method":
         raise ValueError(f"{slug} is a {known[slug].kind}, not a method to train: try `policyopt reproduce {slug}`")
-    if variant and variant not in known[slug].variants:
+    if variant and variant.replace("-", "_") not in {v.replace("-", "_") for v in known[slug].variants}:
         raise unknown(f"variant of {slug}", variant, list(known[slug].variants))
     module = import_module(f"policyopt.methods.{slug.replace('-', '_')}")
     return getattr(module, variant.replace("-", "_") or "method")()
+
+
+def suited(name: str, problem: Any) -> str:
+    """``name``, or its variant ``control`` where it has one and the problem has observation and action spaces: a method whose
+    collector and usual settings differ there needs no other name."""
+    fits = ":" not in name and hasattr(problem, "spaces") and "control" in methods()[name].variants
+    return f"{name}:control" if fits else name
 
 
 def problem(spec: str, **options: Any) -> Any:

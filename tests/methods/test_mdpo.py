@@ -145,14 +145,14 @@ def test_more_weight_on_the_divergence_keeps_the_policy_nearer():
         learner = replace(SMALL, optimizer=fast, steps=60).learner(TwoGap(), seed=0)
         batch = collected(learner)
         learner.clock.share = share
-        moved.append(float(learner._policy_step(batch)["policy/divergence"]))
+        moved.append(float(learner._improve({"rollouts": batch})["policy/divergence"]))
     assert 0.0 <= moved[1] < 0.2 * moved[0]
 
 
 def test_tsallis_on_policy_compares_the_batch_s_actions():
     learner = replace(SMALL, tsallis=1.5).learner(TwoGap(), seed=0)
     batch = collected(learner)
-    learner._policy_step(batch)
+    learner._improve({"rollouts": batch})
     _, divergence = learner.loss(None, batch)
     p, old = learner.policy.evaluate(batch).logp.exp(), batch.behaviour_logp.exp()
     assert divergence.item() == pytest.approx((2 * (p.sqrt() - 1) - 2 * (old.sqrt() - 1)).mean().item(), abs=1e-6)

@@ -13,10 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from policyopt.learners.on_policy import OnPolicy
+from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import NonFinite
-from policyopt.learners.whole_batch import WholeBatchLearner, assign
-from policyopt.objectives.policy_gradient import k3, log_ratio
+from policyopt.objectives.policy_gradient import TokenMean, divergences, k3, log_ratio
 from policyopt.types import Budget, Rollouts
 
 DUAL_LIMIT = 1e4  # on the scale on which all gradients have length one: then the step is recovery alone
@@ -89,6 +88,13 @@ def flat_gradient(value: Tensor, parameters: Sequence[Tensor], create_graph: boo
     return torch.cat([piece.flatten() for piece in pieces])
 
 
+@torch.no_grad()
+def assign(parameters: Sequence[Tensor], values: Tensor) -> None:
+    """Copies values [P] into the parameters, in their order."""
+    for parameter, piece in zip(parameters, values.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(piece.view_as(parameter))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConstrainedOnPolicy(OnPolicy):
     """Updates the policy once a step: no clipping, no optimizer, no line search. ``epochs`` and ``minibatches`` are the
@@ -108,13 +114,14 @@ class ConstrainedOnPolicy(OnPolicy):
         return ConstrainedLearner(self, problem, policy, seed, budget)
 
 
-class ConstrainedLearner(WholeBatchLearner):
+class ConstrainedLearner(OnPolicyLearner):
     """The live method: a trust-region step of the policy, then the critic's updates."""
 
     method: ConstrainedOnPolicy
 
-    def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
         """One step on the whole batch. Raises NonFinite, weights untouched, where it is not finite."""
+        batch: Rollouts = batches["rollouts"]
         parameters = list(self.policy.parameters())
         logp = self.policy.evaluate(batch).logp
         change = log_ratio(logp, batch)
@@ -134,5 +141,5 @@ class ConstrainedLearner(WholeBatchLearner):
             raise NonFinite(f"step {self.clock.step}: the trust-region step is not finite; the weights are unchanged")
         assign(parameters, parameters_to_vector(parameters) + step)
         with torch.no_grad():
-            moved = log_ratio(self.policy.evaluate(batch).logp, batch)[batch.mask]
-        return {"policy/kl": k3(-moved).mean(), "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}
+            moved = divergences(self.policy.evaluate(batch).logp, batch, TokenMean()(batch))
+        return {**moved, "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}

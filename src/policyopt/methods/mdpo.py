@@ -43,9 +43,8 @@ from policyopt.learners.off_policy import (
     soft_actor,
 )
 from policyopt.learners.off_policy import Critic as ActionValues
-from policyopt.learners.on_policy import OnPolicy
+from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam, Linear
-from policyopt.learners.whole_batch import WholeBatchLearner
 from policyopt.models.control import MLP
 from policyopt.models.soft_actor import SoftActor, TanhGaussian, tanh_gaussian_logp
 from policyopt.models.state_value import StateValues
@@ -85,7 +84,7 @@ class MirrorDescent(OnPolicy):
         return MirrorLearner(self, problem, policy, seed, budget)
 
 
-class MirrorLearner(WholeBatchLearner):
+class MirrorLearner(OnPolicyLearner):
     method: MirrorDescent
 
     def step_size(self) -> float:
@@ -107,7 +106,8 @@ class MirrorLearner(WholeBatchLearner):
         divergence = self.divergence(logp, present, old, batch)[batch.mask].mean()
         return divergence / self.step_size() - gain, divergence
 
-    def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
+        batch: Rollouts = batches["rollouts"]
         with torch.no_grad():
             old = self.policy.distribution(batch.observations)
         for _ in range(self.method.steps):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,10 @@ from torch.nn.utils import parameters_to_vector
 
 from policyopt.credit.returns import GeneralizedAdvantage
 from policyopt.credit.scaling import RewardScaling, SingleSteps
-from policyopt.learners.constrained import flat_gradient, trust_region_step
+from policyopt.learners.constrained import assign, flat_gradient, trust_region_step
 from policyopt.learners.critic import Critic
-from policyopt.learners.on_policy import OnPolicy
+from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam, NonFinite
-from policyopt.learners.whole_batch import WholeBatchLearner, assign
 from policyopt.models.control import MLP
 from policyopt.rollouts.vector import Vector
 from policyopt.types import Budget, Rollouts
@@ -69,7 +69,7 @@ class TrustRegion(OnPolicy):
         return TrustRegionLearner(self, problem, policy, seed, budget)
 
 
-class TrustRegionLearner(WholeBatchLearner):
+class TrustRegionLearner(OnPolicyLearner):
     method: TrustRegion
 
     def natural_step(self, batch: Rollouts) -> Tensor:
@@ -87,7 +87,8 @@ class TrustRegionLearner(WholeBatchLearner):
         none = gradient.new_zeros(0, len(gradient))
         return trust_region_step(gradient, none, none[:, 0], product, self.method.radius, self.method.iterations)
 
-    def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
+        batch: Rollouts = batches["rollouts"]
         parameters = list(self.policy.parameters())
         step, start = self.natural_step(batch), parameters_to_vector(parameters).detach()
         if not bool(torch.isfinite(step).all()):
@@ -105,7 +106,7 @@ class TrustRegionLearner(WholeBatchLearner):
 
         fraction = line_search(measure, self.method.radius, self.method.attempts)
         grown, divergence = measure(fraction)  # leaves the policy where the search has ended
-        return {"loss/policy": -grown, "policy/kl": divergence, "policy/step_fraction": fraction}
+        return {"loss/policy": -grown, "policy/kl_exact": divergence, "policy/step_fraction": fraction}
 
 
 def gain(logp: Tensor, batch: Rollouts) -> Tensor:
