@@ -277,6 +277,8 @@ def test_the_update_is_ppo_s_plus_the_frequency_loss():
     learner._update = lambda pieces, number: batch.append(deepcopy(pieces["rollouts"])) or update(pieces, number)
     untouched = deepcopy(learner.policy), deepcopy(learner.values)
     learner.step(), plain.step()
+    critics = [learner.critic.model.state_dict(), plain.critic.model.state_dict()]
+    assert all(torch.equal(one, critics[1][name]) for name, one in critics[0].items())
     rollouts = batch[0]
     policy, values = untouched
     policy.standardization.load_state_dict(learner.policy.standardization.state_dict())
