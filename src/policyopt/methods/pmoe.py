@@ -197,7 +197,7 @@ class ExpertsOnPolicy(OnPolicy):
 
 
 class ExpertsLearner(OnPolicyLearner):
-    """``OnPolicyLearner`` whose updates add the frequency loss, and fit the action values beside the critic."""
+    """``OnPolicyLearner`` whose updates add the frequency loss, and fit the action values beside it."""
 
     method: ExpertsOnPolicy
     policy: GaussianMixturePolicy
@@ -234,8 +234,7 @@ class ExpertsLearner(OnPolicyLearner):
         error = (values - batch.returns.flatten()).square().mean()
         error.backward()
         self.values_optimizer.step(error.detach(), self.clock)
-        critic = {} if self.critic is None else self.critic.update(batch, self.clock, self.limit)
-        return {**metrics, "loss/action_value": error.detach(), **critic}
+        return {**metrics, "loss/action_value": error.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         own = {"values": self.values.state_dict(), "values_optimizer": self.values_optimizer.state_dict()}
