@@ -31,7 +31,8 @@ class Train:
     method: Positional[str | None] = None
     """A slug, or slug:variant; `policyopt methods` lists them."""
     problem: str = "arithmetic"
-    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER."""
+    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER,
+    lot-sizing[:options] …, or your own: FILE.py:FUNCTION-OR-CLASS that makes a problem."""
     policy: str = "tiny"
     """tiny (shipped), fresh[:layers=2,width=64], smollm2, or a path or hub id of a causal language model."""
     budget: str = "100-updates"
