@@ -36,6 +36,7 @@ PROBLEMS = {
         "policyopt.problems.control.checker",
         "logged walks to a goal that are good in places, for offline methods",
     ),
+    "four-rooms": ("policyopt.problems.control.four_rooms", "a grid of four rooms, with four actions, deterministic"),
     "mixed-walks": (
         "policyopt.problems.control.mixed_walks",
         "logged episodes of an expert among random ones, for offline methods and their samplings",
