@@ -43,6 +43,7 @@ PROBLEMS = {
     ),
     "lqr": ("policyopt.problems.control.lqr", "a linear system with quadratic costs, with exact values"),
     "chain": ("policyopt.problems.control.chain", "a small reward nearby, a large one far away, with exact values"),
+    "four-rooms": ("policyopt.problems.control.four_rooms", "a grid of four rooms, with four actions, deterministic"),
     "mixed-walks": (
         "policyopt.problems.control.mixed_walks",
         "logged episodes of an expert among random ones, for offline methods and their samplings",
