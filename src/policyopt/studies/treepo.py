@@ -123,6 +123,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"{TOKENS} decoded tokens an arm and seed, shared segments counted once: {UPDATES} updates of independent samples",
-    tuning="one setting for all arms, fixed beforehand: learning rate 1e-3, that of GRPO in the study of BNPO; segments of 4 tokens",
+    tuning="one setting for all arms, fixed beforehand: learning rate 1e-3, GRPO's in the study of BNPO; segments of 4 tokens",
     axis="decoded tokens",
 )
