@@ -149,8 +149,8 @@ class Reproduce:
 class Evaluate:
     """Evaluate what a run learned: on held-out problems, or with --fitted-q by logged data alone.
 
-    policyopt evaluate runs/… --pass-at 1,8
-    policyopt evaluate runs/… --fitted-q --data minari:data/mixed --horizon 200     nothing is played
+    $ policyopt evaluate runs/… --pass-at 1,8
+    $ policyopt evaluate runs/… --fitted-q --data minari:data/mixed --horizon 200     nothing is played
     """
 
     run: Positional[Path]
