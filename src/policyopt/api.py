@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from policyopt import __version__, registry
+from policyopt.learners.fitted_q import Estimate, FittedQ
 from policyopt.learners.stages import Stage, Stages
 from policyopt.methods import offline_dataset_metrics as metrics
 from policyopt.methods.trajectory_weighting import sampled
@@ -322,6 +323,32 @@ def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, 
     elif pass_at:
         raise ValueError("pass@k needs a language policy")
     return results
+
+
+def fitted_q(
+    folder: str | Path,
+    data: str | None = None,
+    *,
+    gamma: float = 0.99,
+    horizon: int | None = None,
+    samples: int = 0,
+    updates: int = FittedQ.updates,
+    seed: int = 0,
+    best: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Estimate:
+    """What a run's policy is worth by logged data alone, of the problem ``data`` (None: of the run's own): discounted by
+    ``gamma`` without a time limit, or undiscounted in episodes of at most ``horizon`` steps. ``samples`` actions are drawn
+    in each state; 0 takes the greedy one. ``progress`` is told of every update."""
+    policy, problem = load_run(Path(folder), best)
+    source = problem if data is None else registry.problem(data)
+    rows, own, other = checked(source), getattr(problem, "spaces", None), source.spaces
+    if own is None or (own.observation, own.action, own.discrete) != (other.observation, other.action, other.discrete):
+        raise ValueError(
+            f"the data of {source.name} have other observations or actions than {folder}: {other}, not {own}"
+        )
+    settings = FittedQ(gamma=gamma, horizon=horizon, samples=samples, updates=updates)
+    return settings(rows, policy, other, seed, progress)
 
 
 def sample(

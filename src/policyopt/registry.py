@@ -43,6 +43,7 @@ PROBLEMS = {
     ),
     "lqr": ("policyopt.problems.control.lqr", "a linear system with quadratic costs, with exact values"),
     "chain": ("policyopt.problems.control.chain", "a small reward nearby, a large one far away, with exact values"),
+    "four-rooms": ("policyopt.problems.control.four_rooms", "a grid of four rooms, with four actions, deterministic"),
     "mixed-walks": (
         "policyopt.problems.control.mixed_walks",
         "logged episodes of an expert among random ones, for offline methods and their samplings",
@@ -123,16 +124,20 @@ def suited(name: str, problem: Any) -> str:
 
 
 def problem(spec: str, **options: Any) -> Any:
-    """``"arithmetic"``, ``"arithmetic:terms=6"``, ``"reasoning-gym:chain_sum"``, ``"dataset:train.jsonl"`` → the problem."""
+    """``"arithmetic"``, ``"arithmetic:terms=6"``, ``"reasoning-gym:chain_sum"``, ``"dataset:train.jsonl"`` → the problem.
+    ``"file.py:name"`` is one of your own: what the function or class of that name makes without arguments."""
     name, _, rest = spec.partition(":")
-    if name not in PROBLEMS:
+    own = name.endswith(".py")
+    if not own and name not in PROBLEMS:
         raise unknown("problem", name, list(PROBLEMS))
-    parse = import_module(PROBLEMS[name][0]).parse
+    from policyopt.problems.language.rewards import load_name
+
+    parse = load_name(name, rest, "problem") if own else import_module(PROBLEMS[name][0]).parse
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option not in signature(parse).parameters:
             raise ValueError(f"the problem {name} takes no {option}; dataset:… does")
-    return parse(rest, **given)
+    return parse(**given) if own else parse(rest, **given)
 
 
 def policy(spec: str, problem: Any, **options: Any) -> Any:
