@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import functional_call, jacrev, vmap
 
 from policyopt.learners.constrained import assign
 from policyopt.learners.update import NonFinite
@@ -33,13 +32,15 @@ def fisher(policy, observations, discrete):
     """The dense matrix [P, P], in float64, from the Jacobian of the network's outputs."""
     policy = deepcopy(policy).double()
     names, values = zip(*policy.named_parameters(), strict=True)
-
-    def outputs(parameters, observation):
-        return functional_call(policy, dict(zip(names, parameters, strict=True)), (observation[None],))[0]
-
     x = observations.flatten(0, -2).double()
-    pieces = vmap(jacrev(outputs), (None, 0))(values, x)
-    jacobian = torch.cat([piece.flatten(2) for piece in pieces], 2)
+
+    def slope(output):
+        made = torch.autograd.grad(output, values, retain_graph=True, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(v) if g is None else g).flatten() for g, v in zip(made, values, strict=True)]
+        )
+
+    jacobian = torch.stack([torch.stack([slope(output) for output in row]) for row in policy(x)])
     if discrete:
         p = policy(x).softmax(-1).detach()
         return torch.einsum(
