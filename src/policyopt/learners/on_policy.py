@@ -73,7 +73,7 @@ class OnPolicyLearner:
             if method.policy is None:
                 raise ValueError(
                     "this method trains a language policy that it is given (--policy), on a language problem; for control "
-                    "there are methods that make their own, such as ppo:control"
+                    "there are methods that make their own, such as ppo and trpo"
                 )
             policy = method.policy.build(problem, seed)
         self.method, self.problem, self.policy, self.budget = method, problem, policy, budget
