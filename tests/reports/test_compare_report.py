@@ -9,9 +9,9 @@ from rich.console import Console
 from policyopt.reports.compare import print_table, write_compare
 
 
-def run(folder, accuracies, tokens=100, key="spent/tokens"):
+def run(folder, accuracies, tokens=100, key="spent/tokens", metric="eval/accuracy"):
     folder.mkdir(parents=True)
-    rows = [{"step": i, key: tokens * i, "eval/accuracy": a} for i, a in enumerate(accuracies)]
+    rows = [{"step": i, key: tokens * i, metric: a} for i, a in enumerate(accuracies)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -59,6 +59,16 @@ def test_runs_that_count_different_things_are_compared_by_steps(tmp_path):
     mixed = {"a": [run(tmp_path / "a", [0, 1])], "b": [run(tmp_path / "b", [0, 1], key="spent/env_steps")]}
     write_compare(mixed, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["axis"] == "learner steps"
+
+
+def test_control_is_compared_by_returns(tmp_path):
+    played = {
+        name: [run(tmp_path / name, [-9, -5], key="spent/env_steps", metric="eval/return")] for name in ("a", "b")
+    }
+    console = Console(file=io.StringIO(), width=160)
+    print_table(console, write_compare(played, tmp_path / "out"))
+    assert "eval/return" in console.file.getvalue()
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["axis"] == "environment steps"
 
 
 def test_an_unknown_metric_names_the_nearest(runs, tmp_path):

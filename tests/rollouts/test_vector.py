@@ -143,3 +143,5 @@ def test_bad_sizes():
         Vector(gamma=1.5)
     with pytest.raises(ValueError, match="no control problem"):
         MLP().build(object(), 0)
+    with pytest.raises(ValueError, match="no environments to play in"):
+        Vector().memory().start(object(), 2, 0)

@@ -71,7 +71,10 @@ class OnPolicyLearner:
         check_columns(method.stages())
         if policy is None:
             if method.policy is None:
-                raise ValueError("this method trains a policy: give one (on the command line: --policy)")
+                raise ValueError(
+                    "this method trains a language policy that it is given (--policy), on a language problem; for control "
+                    "there are methods that make their own, such as ppo and trpo"
+                )
             policy = method.policy.build(problem, seed)
         self.method, self.problem, self.policy, self.budget = method, problem, policy, budget
         self.clock = Clock(seed=seed)

@@ -26,16 +26,20 @@ from policyopt.reports.statistics import (
 
 Rows = Sequence[Mapping[str, Any]]
 
+COMPARED = ("eval/accuracy", "eval/return", "eval/preference_accuracy")
+"""What runs are compared by: the first of these that they log."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a comparison; every interval is over ``seeds`` runs.
+    """One line of a comparison by ``metric``; every interval is over ``seeds`` runs.
 
     final: mean of the metric at the end of the stretch of the axis that all runs of all entries cover; iqm: its
     interquartile mean; area: mean height of the curve over that stretch, in the metric's own unit.
     """
 
     name: str
+    metric: str
     seeds: int
     final: Interval
     iqm: Interval
@@ -43,45 +47,55 @@ class Entry:
 
 
 def write_compare(
-    runs: Mapping[str, Sequence[Path]], out: Path, metric: str = "eval/accuracy", budget: str = ""
+    runs: Mapping[str, Sequence[Path]], out: Path, metric: str | None = None, budget: str = ""
 ) -> list[Entry]:
     """Compare groups of run folders (one a seed): ``compare.json``, ``.svg``, ``.html`` in ``out``; the table's lines.
 
     The axis is what all runs log: generated tokens, else environment steps, else learner steps; it is cut where the
     shortest run ends: nobody is compared at a larger budget. ``budget`` says in words what each run could spend.
+    ``metric`` None is the first of ``COMPARED`` that the first run logs.
     Raises ValueError where a group is empty or a run lacks the metric.
     """
-    read = {name: [_read(path, metric) for path in paths] for name, paths in runs.items()}
-    if not read or not all(read.values()):
+    if not runs or not all(runs.values()):
         raise ValueError(f"a comparison needs at least one run of each name, got {dict(runs)}")
+    metric = metric or _usual_metric(next(iter(runs.values()))[0])
+    read = {name: [_read(path, metric) for path in paths] for name, paths in runs.items()}
     axis = _shared_axis([rows for group in read.values() for rows in group])
     curves = {name: [_points(rows, metric, axis) for rows in group] for name, group in read.items()}
     start = max(x[0] for group in curves.values() for x, _ in group)
     end = min(x[-1] for group in curves.values() for x, _ in group)
     if start > end:
         raise ValueError(f"the runs share no stretch of {AXES[axis]}: one starts at {start:g}, another ends at {end:g}")
-    entries = [_entry(name, group, start, end) for name, group in curves.items()]
+    entries = [_entry(name, metric, group, start, end) for name, group in curves.items()]
     figure = svg(learning_curves(curves, AXES[axis], metric))
     facts = {"metric": metric, "axis": AXES[axis], "from": start, "to": end, "budget": budget}
     _write(out, entries, facts, figure)
     return entries
 
 
-def print_table(console: Console, entries: Sequence[Entry], metric: str = "eval/accuracy") -> None:
+def print_table(console: Console, entries: Sequence[Entry]) -> None:
     """The comparison on a terminal."""
     table = Table("method", "seeds", "final [95% interval]", "interquartile mean", "area under the curve")
-    table.title = escape(metric)
+    table.title = escape(entries[0].metric)
     for entry in entries:
         cells = (escape(str(interval)) for interval in (entry.final, entry.iqm, entry.area))
         table.add_row(escape(entry.name), str(entry.seeds), *cells)
     console.print(table)
 
 
-def _entry(name: str, curves: Sequence[tuple[list[float], list[float]]], start: float, end: float) -> Entry:
+def _usual_metric(path: Path) -> str:
+    names = metric_names(read_metrics(path))
+    return next((metric for metric in COMPARED if metric in names), COMPARED[0])
+
+
+def _entry(
+    name: str, metric: str, curves: Sequence[tuple[list[float], list[float]]], start: float, end: float
+) -> Entry:
     cut = [_between(x, y, start, end) for x, y in curves]
     final = [y[-1] for _, y in cut]
     return Entry(
         name=name,
+        metric=metric,
         seeds=len(curves),
         final=bootstrap_interval(final),
         iqm=bootstrap_interval(final, interquartile_mean),

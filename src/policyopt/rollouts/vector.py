@@ -23,6 +23,11 @@ class Running:
     def start(self, problem: Any, count: int, seed: int) -> Any:
         """The environments, made at the first call and brought to where a loaded state left them."""
         if self.environment is None:
+            if not hasattr(problem, "make"):
+                raise ValueError(
+                    f"{getattr(problem, 'name', problem)!r} has no environments to play in: this method needs a control "
+                    "problem, such as gym:CartPole-v1 (--problem)"
+                )
             self.environment = problem.make(count, seed)
         if self._saved is not None:
             self.environment.load_state_dict(self._saved["environment"])
