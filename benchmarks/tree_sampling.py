@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
-from side_by_side import MIB, Arms, Measured, Meter, alternate, apart, peak, step_seconds
+from side_by_side import MIB, Measured, Meter, alternate, peak, step_seconds
 
 INDEPENDENT, FIXED, BUDGETED = "independent", "fixed", "budgeted"
 MODELS = {"tiny": {}, "deep": {"layers": 12, "width": 256, "heads": 4, "context": 2048}}
@@ -43,7 +43,7 @@ class Options:
     prompt_tokens: int = 32
     new_tokens: int = 96
     widths: tuple[int, ...] = (4, 16, 64)  # responses a prompt, at a depth of 6
-    depths: tuple[int, ...] = (2, 6, 12, 24)  # segments a response, at a width of 16
+    depths: tuple[int, ...] = (2, 6, 24)  # segments a response, at a width of 16
     warmup: int = 1  # rounds that are not counted
     steps: int = 2  # rounds that are
     repeats: int = 3
@@ -58,6 +58,14 @@ class Setting:
     width: int
     depth: int
     options: Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Measured):
+    """Beside time and memory, the tokens of a round."""
+
+    decoded: int
+    forwarded: int
 
 
 class Digits:
@@ -117,21 +125,19 @@ def sample(setting: Setting, policy: Any, round_: int) -> tuple[int, int]:
     return made
 
 
-def measure(setting: Setting) -> Measured:
+def measure(setting: Setting) -> Counted:
     import torch
 
     torch.set_num_threads(setting.options.threads)
     policy = endless(setting)
     meter = Meter(setting.options.device, time.process_time if setting.options.clock == "cpu" else time.perf_counter)
     meter.stamp()
+    decoded = forwarded = 0
     for number in range(setting.options.warmup + setting.options.steps):
-        sample(setting, policy, number)
+        decoded, forwarded = sample(setting, policy, number)
         meter.stamp()
-    return meter.measured(setting.options.steps)
-
-
-def counts(setting: Setting) -> tuple[int, int]:
-    return sample(setting, endless(setting), 0)
+    measured = meter.measured(setting.options.steps)
+    return Counted(seconds=measured.seconds, peak=measured.peak, decoded=decoded, forwarded=forwarded)
 
 
 def point(model: str, width: int, depth: int, options: Options) -> dict[str, Any]:
@@ -140,15 +146,13 @@ def point(model: str, width: int, depth: int, options: Options) -> dict[str, Any
         arm: Setting(arm=arm, model=model, width=width, depth=depth, options=options)
         for arm in (INDEPENDENT, FIXED, BUDGETED)
     }
-    arms: Arms = alternate(measure, settings, options.repeats)
     found = {}
-    for arm, setting in settings.items():
-        decoded, forwarded = apart(counts, setting)
+    for arm, measured in alternate(measure, settings, options.repeats).items():
         found[arm] = {
-            "decoded": decoded,
-            "forwarded": forwarded,
-            "seconds": round(step_seconds(arms[arm]), 4),
-            "peak_mib": round(peak(arms[arm]) / MIB, 1),
+            "decoded": measured[0].decoded,
+            "forwarded": measured[0].forwarded,
+            "seconds": round(step_seconds(measured), 4),
+            "peak_mib": round(peak(measured) / MIB, 1),
         }
     return {"model": model, "width": width, "depth": depth, "arms": found}
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from policyopt import __version__, registry
+from policyopt.learners.fitted_q import Estimate, FittedQ
 from policyopt.learners.stages import Stage, Stages
 from policyopt.methods import offline_dataset_metrics as metrics
 from policyopt.methods.trajectory_weighting import sampled
@@ -59,12 +60,17 @@ class Settings:
     def build(self) -> tuple[Any, Any, Any]:
         """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
         self.check_machine()
-        method = self.configured()
+        registry.method(self.method)
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
+        method = self.suited(problem).configured()
         policy = registry.policy(
             self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora
         )
         return method, problem, policy
+
+    def suited(self, problem: Any) -> Settings:
+        """The same with the variant of the method that this kind of problem asks for."""
+        return replace(self, method=registry.suited(self.method, problem))
 
     def check_machine(self) -> None:
         """Raises ValueError where there is no such device or number of threads."""
@@ -118,10 +124,10 @@ def train(
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
     chosen.check_machine()
-    method = chosen.configured(None if isinstance(method, str) else method)
     problem = (
         registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
     )
+    method = chosen.suited(problem).configured() if isinstance(method, str) else chosen.configured(method)
     if isinstance(policy, str):
         policy = registry.policy(policy, problem, seed=seed, dtype=chosen.dtype, device=chosen.device, lora=chosen.lora)
     folder = _folder(chosen, out)
@@ -141,6 +147,7 @@ def train_from(
     if settings.threads is None:
         settings = replace(settings, threads=torch.get_num_threads())
     method, problem, policy = settings.build()
+    settings = settings.suited(problem)
     torch.set_num_threads(settings.threads or 1)
     bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
     if settings.micro_batch is None and bounded:
@@ -316,6 +323,32 @@ def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, 
     elif pass_at:
         raise ValueError("pass@k needs a language policy")
     return results
+
+
+def fitted_q(
+    folder: str | Path,
+    data: str | None = None,
+    *,
+    gamma: float = 0.99,
+    horizon: int | None = None,
+    samples: int = 0,
+    updates: int = FittedQ.updates,
+    seed: int = 0,
+    best: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Estimate:
+    """What a run's policy is worth by logged data alone, of the problem ``data`` (None: of the run's own): discounted by
+    ``gamma`` without a time limit, or undiscounted in episodes of at most ``horizon`` steps. ``samples`` actions are drawn
+    in each state; 0 takes the greedy one. ``progress`` is told of every update."""
+    policy, problem = load_run(Path(folder), best)
+    source = problem if data is None else registry.problem(data)
+    rows, own, other = checked(source), getattr(problem, "spaces", None), source.spaces
+    if own is None or (own.observation, own.action, own.discrete) != (other.observation, other.action, other.discrete):
+        raise ValueError(
+            f"the data of {source.name} have other observations or actions than {folder}: {other}, not {own}"
+        )
+    settings = FittedQ(gamma=gamma, horizon=horizon, samples=samples, updates=updates)
+    return settings(rows, policy, other, seed, progress)
 
 
 def sample(

@@ -31,7 +31,8 @@ class Train:
     method: Positional[str | None] = None
     """A slug, or slug:variant; `policyopt methods` lists them."""
     problem: str = "arithmetic"
-    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER."""
+    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER,
+    lot-sizing[:options] …, or your own: FILE.py:FUNCTION-OR-CLASS that makes a problem."""
     policy: str = "tiny"
     """tiny (shipped), fresh[:layers=2,width=64], smollm2, or a path or hub id of a causal language model."""
     budget: str = "100-updates"
@@ -146,7 +147,11 @@ class Reproduce:
 
 @dataclass
 class Evaluate:
-    """Evaluate what a run learned on held-out problems."""
+    """Evaluate what a run learned: on held-out problems, or with --fitted-q by logged data alone.
+
+    $ policyopt evaluate runs/… --pass-at 1,8
+    $ policyopt evaluate runs/… --fitted-q --data minari:data/mixed --horizon 200     nothing is played
+    """
 
     run: Positional[Path]
     pass_at: str = ""
@@ -154,16 +159,55 @@ class Evaluate:
     seed: int = 0
     best: bool = False
     """The best checkpoint by evaluation instead of the last one."""
+    fitted_q: bool = False
+    """Fitted Q evaluation: the policy's value from a data set, with an interval; the environment isn't touched."""
+    data: str | None = None
+    """--fitted-q: the data set, such as minari:FOLDER; the run's own where none is named."""
+    gamma: float = 0.99
+    """--fitted-q: the discount."""
+    horizon: int | None = None
+    """--fitted-q: the undiscounted return of episodes of at most so many steps, instead of the discounted value."""
+    samples: int = 0
+    """--fitted-q: actions drawn from the policy in each state; 0: the greedy one."""
+    updates: int = 5000
+    """--fitted-q: updates of the ensemble."""
 
     def __call__(self) -> None:
         from policyopt import api
 
+        if self.fitted_q:
+            self._fitted_q()
+            return
         wanted = [k.strip() for k in self.pass_at.split(",") if k.strip()]
         if not all(k.isdigit() for k in wanted):
             raise ValueError(f"--pass-at needs numbers such as 1,8, got {self.pass_at!r}")
         ks = [int(k) for k in wanted]
         for name, value in api.evaluate(self.run, pass_at=ks, seed=self.seed, best=self.best).items():
             console.print(f"{name:24s} {value:.4f}")
+
+    def _fitted_q(self) -> None:
+        from rich.progress import Progress
+
+        from policyopt import api
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("fitting", total=self.updates)
+            found = api.fitted_q(
+                self.run,
+                self.data,
+                gamma=self.gamma,
+                horizon=self.horizon,
+                samples=self.samples,
+                updates=self.updates,
+                seed=self.seed,
+                best=self.best,
+                progress=lambda done: bar.advance(task, done),
+            )
+        what = f"discounted by {self.gamma:g}" if self.horizon is None else f"of at most {self.horizon} steps"
+        console.print(f"return {what}: {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]", markup=False)
+        console.print(f"states in which it acts outside the data: {found.outside:.1%}")
+        if found.warning is not None:
+            console.print(found.warning, style="yellow", markup=False)
 
 
 @dataclass
