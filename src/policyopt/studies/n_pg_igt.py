@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from policyopt.credit.reward_to_go import RewardToGo
+from policyopt.learners.update import NonFinite
 from policyopt.methods import n_pg_igt
 from policyopt.methods.n_pg_igt import PolicyAscent, PolicyAscentLearner
 from policyopt.models.linear import Linear
@@ -51,7 +52,10 @@ def gap_of_table(learner: PolicyAscentLearner) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent:
-    """A method from the zero policy, with ``trajectories`` to play, ``batch`` of them for each estimate."""
+    """A method from the zero policy, with ``trajectories`` to play, ``batch`` of them for each estimate.
+
+    A run that diverges, to where numbers are no longer finite, counts as one that never left the zero policy.
+    """
 
     method: PolicyAscent
     problem: LQR | Chain
@@ -64,14 +68,18 @@ class Ascent:
         method = replace(self.method, policy=Linear(deviation=DEVIATION), collector=collector, credit=RewardToGo())
         learner = method.learner(problem, seed=seed)
         budget = SMOKE_STEPS * self.batch if smoke else self.trajectories
-        played: list[float] = []
-        gaps: list[float] = []
-        while not played or played[-1] < budget:
-            learner.step()
-            played.append(learner.clock.spent["env_steps"] / problem.horizon)
-            gaps.append(self.gap(learner))
-        late = np.mean([gap for gap, count in zip(gaps, played, strict=True) if count > (1.0 - LATE) * budget])
-        return {"gap": float(late), "log_gap": float(np.log(late))}
+        at_first = self.gap(learner)
+        played, late = 0.0, list[float]()
+        while played < budget:
+            try:
+                learner.step()
+            except NonFinite:
+                return {"gap": at_first, "log_gap": float(np.log(at_first)), "diverged": 1.0}
+            played = learner.clock.spent["env_steps"] / problem.horizon
+            if played > (1.0 - LATE) * budget:
+                late.append(self.gap(learner))
+        gap = float(np.mean(late))
+        return {"gap": gap, "log_gap": float(np.log(gap)), "diverged": 0.0}
 
 
 def on_system(method: PolicyAscent, step_size: float) -> Ascent:
