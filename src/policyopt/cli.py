@@ -168,15 +168,19 @@ class Evaluate:
     """--fitted-q: the undiscounted return of episodes of at most so many steps, instead of the discounted value."""
     samples: int = 0
     """--fitted-q: actions drawn from the policy in each state; 0: the greedy one."""
-    updates: int = 5000
+    updates: int = 3000
     """--fitted-q: updates of the ensemble."""
 
     def __call__(self) -> None:
         from policyopt import api
 
-        if self.fitted_q:
+        if self.fitted_q and not self.pass_at:
             self._fitted_q()
             return
+        if self.fitted_q or self.data is not None:
+            raise ValueError(
+                "--fitted-q goes with --data, and not with --pass-at: say which of the two evaluations it is"
+            )
         wanted = [k.strip() for k in self.pass_at.split(",") if k.strip()]
         if not all(k.isdigit() for k in wanted):
             raise ValueError(f"--pass-at needs numbers such as 1,8, got {self.pass_at!r}")

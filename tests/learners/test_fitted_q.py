@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from policyopt.learners.fitted_q import FittedQ, Fitting
+from policyopt.learners.update import Adam, Cosine
 from policyopt.models.q_functions import QFunctions
 from policyopt.problems.control.checker import HORIZON, Checker, towards_goal
 from policyopt.problems.control.environments import Spaces, episode_returns
 from policyopt.rollouts.logs import beginning, logged
 from policyopt.types import Transitions, generator
 
-QUICK = FittedQ(model=QFunctions(heads=4, width=32), updates=600, batch=64, polyak=0.1, gamma=0.9)
+QUICK = FittedQ(
+    model=QFunctions(heads=4, width=32),
+    optimizer=Adam(learning_rate=5e-3, gradient_clip=None, schedule=Cosine()),
+    updates=500,
+    batch=64,
+    polyak=0.1,
+    gamma=0.9,
+)
 CHAIN = Spaces(observation=1, action=1, discrete=False)
 
 

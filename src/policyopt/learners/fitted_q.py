@@ -69,7 +69,7 @@ class FittedQ(Part):
     gamma: float = 0.99
     horizon: int | None = None
     samples: int = 0
-    updates: int = 5000
+    updates: int = 3000
     batch: int = 128
     polyak: float = 0.05
 
