@@ -168,7 +168,7 @@ class Evaluate:
     """--fitted-q: the undiscounted return of episodes of at most so many steps, instead of the discounted value."""
     samples: int = 0
     """--fitted-q: actions drawn from the policy in each state; 0: the greedy one."""
-    updates: int = 3000
+    updates: int = 5000
     """--fitted-q: updates of the ensemble."""
 
     def __call__(self) -> None:
