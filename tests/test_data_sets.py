@@ -108,3 +108,44 @@ def test_another_problem_or_a_folder_in_use(run_folder, mixture, tmp_path):
         api.log("checker", tmp_path / "d", policy=run_folder, steps=100)
     with pytest.raises(ValueError, match="holds a data set already"):
         api.log("gym:Pendulum-v1", mixture, steps=100, mix={"random": 1.0})
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "bc"
+    settings = {"rounds.0.updates.0.model.width": "8"}
+    api.train(
+        "bc",
+        "mixed-walks:logged=40",
+        budget="10-updates",
+        out=folder,
+        progress=False,
+        evaluations=1,
+        overrides=settings,
+    )
+    return folder
+
+
+def test_a_run_is_evaluated_by_its_own_data_or_by_others(cloned, capsys, monkeypatch):
+    def played(*_):
+        raise AssertionError("nothing is played")
+
+    monkeypatch.setattr("policyopt.problems.control.environments.episode_returns", played)
+    command = ["evaluate", str(cloned), "--fitted-q", "--updates", "20"]
+    assert main([*command, "--horizon", "40"]) == 0
+    assert main([*command, "--data", "mixed-walks:logged=20,seed=3", "--gamma", "0.9", "--samples", "2"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "return of at most 40 steps: " in said and "return discounted by 0.9: " in said and "outside the data: " in said
+    )
+    found = api.fitted_q(cloned, horizon=40, updates=20)
+    assert f"return of at most 40 steps: {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]" in said
+
+
+def test_a_run_is_not_evaluated_by_data_that_do_not_fit(cloned, mixture, capsys):
+    with pytest.raises(ValueError, match="have other observations or actions"):
+        api.fitted_q(cloned, f"minari:{mixture}")
+    with pytest.raises(ValueError, match="column episode"):
+        api.fitted_q(cloned, "checker:logged=200")
+    assert main(["evaluate", str(cloned), "--data", "checker"]) == 1
+    assert "--fitted-q goes with --data" in " ".join(capsys.readouterr().err.split())

@@ -175,9 +175,13 @@ class Evaluate:
     def __call__(self) -> None:
         from policyopt import api
 
-        if self.fitted_q:
+        if self.fitted_q and not self.pass_at:
             self._fitted_q()
             return
+        if self.fitted_q or self.data is not None:
+            raise ValueError(
+                "--fitted-q goes with --data, and not with --pass-at: say which of the two evaluations it is"
+            )
         wanted = [k.strip() for k in self.pass_at.split(",") if k.strip()]
         if not all(k.isdigit() for k in wanted):
             raise ValueError(f"--pass-at needs numbers such as 1,8, got {self.pass_at!r}")

@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from policyopt.learners.fitted_q import FittedQ, Fitting
+from policyopt.learners.update import Adam, Cosine
 from policyopt.models.q_functions import QFunctions
 from policyopt.problems.control.checker import HORIZON, Checker, towards_goal
 from policyopt.problems.control.environments import Spaces, episode_returns
 from policyopt.rollouts.logs import beginning, logged
 from policyopt.types import Transitions, generator
 
-QUICK = FittedQ(model=QFunctions(heads=4, width=32), updates=600, batch=64, polyak=0.1, gamma=0.9)
+QUICK = FittedQ(
+    model=QFunctions(heads=4, width=32),
+    optimizer=Adam(learning_rate=5e-3, gradient_clip=None, schedule=Cosine()),
+    updates=500,
+    batch=64,
+    polyak=0.1,
+    gamma=0.9,
+)
 CHAIN = Spaces(observation=1, action=1, discrete=False)
 
 
@@ -151,7 +159,7 @@ class HalfGood(Straight):
 def test_the_error_on_a_simulator_whose_truth_is_known(size):
     """Returns of random actions are about −37: an error of 1 is small, and the two policies are told apart."""
     data = logged(HalfGood(1.0), Checker(), 4000, 0, generator(0, "log"), lambda _: None)
-    settings = FittedQ(model=QFunctions(heads=4, width=64), horizon=HORIZON, updates=1500)
+    settings = FittedQ(model=QFunctions(heads=2, width=64), horizon=HORIZON, updates=1200)
     found = settings(data, Straight(size), Checker().spaces, seed=0)
     truth = episode_returns(Checker().make(2000, 99), Straight(size).act, generator(0, "t"))[0].mean()
     assert found.value == pytest.approx(float(truth), abs=1.0)

@@ -62,7 +62,8 @@ class Estimate(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class FittedQ(Part):
     """How a policy is evaluated. ``samples`` actions are drawn in each state, of which one is taken at a time; 0: the greedy
-    one. Raises ValueError for settings that make no sense."""
+    one. Where few rows end an episode, too few updates value the policy too low; faster targets don't help, but make it worse.
+    Raises ValueError for settings that make no sense."""
 
     model: QFunctions = QFunctions(heads=10, width=64)
     optimizer: Adam = Adam(learning_rate=1e-3, gradient_clip=None, schedule=Cosine())
