@@ -81,14 +81,14 @@ def test_no_response_grows_beyond_its_limit(narrow: LanguagePolicy) -> None:
 
 
 def test_inserted_tokens_stand_behind_the_cut_and_are_not_chosen(narrow: LanguagePolicy) -> None:
-    out, insert = sampled(narrow), narrow.encode([";7="])[0]
+    out, insert = sampled(narrow), [*narrow.encode([";7="]), *narrow.encode(["=7"])]
     cuts = torch.tensor([[2, 1], [2, int(out.length[2])]])
     found = branch(narrow, PROBLEM, IDS, out, cuts, 2, Sampling(), generator(1, "b"), insert=insert, max_new_tokens=3)
     rows = found.rollouts
     assert int(rows.length.max()) <= 3
     for i in range(4):
         prefix = rows.prompt[i, : rows.prompt_length[i]]
-        assert torch.equal(prefix[-3:], insert)
+        assert torch.equal(prefix[-len(insert[i // 2]) :], insert[i // 2])
         own = sevens(narrow, out, 2, int(cuts[i // 2, 1])) + narrow.decode(rows.actions, rows.length)[i].count("7")
         assert float(rows.scores["reward"][i]) == 300 + own + 1
 

@@ -245,8 +245,9 @@ class SegmentObjective(PolicyGradient):
     """The clipped policy gradient on steps of weight 1: advantages whitened over them in each minibatch, and ``penalty``, the
     divergence summed over a row's steps and averaged over rows.
 
-    A minibatch without such a step takes all; one whose mean ratio exceeds ``skip_above`` is left out. ``share`` has a third
-    column, the penalty's. ``whiten`` False: for advantages that the whole batch's credit whitened (``credit.returns.Whitened``).
+    A minibatch without such a step takes all; one whose mean ratio exceeds ``skip_above`` is left out. ``share`` has one
+    more column, the penalty's. ``whiten`` False: for advantages that are whitened over the whole batch
+    (``credit.returns.Whitened``).
     """
 
     measures: ClassVar[bool] = True
@@ -265,10 +266,10 @@ class SegmentObjective(PolicyGradient):
         return batch.replace(share=batch.share * (ratio <= self.skip_above))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
-        loss = super().__call__(outputs, batch.replace(share=batch.share[..., :2]))
+        loss = super().__call__(outputs, batch.replace(share=batch.share[..., :-1]))
         if self.penalty is None:
             return loss
-        term = (batch.share[..., 2] * self.penalty(outputs, batch)).sum()
+        term = (batch.share[..., -1] * self.penalty(outputs, batch)).sum()
         return Loss(loss.value + term, {**loss.metrics, f"loss/{self.penalty.name}": term.detach()})
 
 

@@ -50,13 +50,13 @@ def branch(
     sampling: Sampling,
     rng: torch.Generator,
     *,
-    insert: Tensor | None = None,
+    insert: Sequence[Tensor] | None = None,
     max_new_tokens: int | None = None,
 ) -> Branches:
     """``samples`` continuations from each of the cut points ``cuts`` [K, 2] of ``sampled``, whose prompts are ``ids``.
 
-    A cut point that stands there m times is continued m · ``samples`` times. ``insert`` [I] are tokens to put behind every
-    cut. ``max_new_tokens`` None: what a response may still have behind its cut; longer ones are cut off there.
+    A cut point that stands there m times is continued m · ``samples`` times. ``insert`` are tokens to put behind each cut.
+    ``max_new_tokens`` None: what a response may still have behind its cut; longer ones are cut off there.
 
     Raises ValueError without a cut point, and for one outside of its response.
     """
@@ -66,18 +66,20 @@ def branch(
         raise ValueError(
             f"a cut lies from 0 to its response's length; got {len(cuts)} cuts at {positions.tolist()[:9]} of {own.tolist()[:9]}"
         )
-    prefixes = sampled.cut(rows.tolist(), positions.tolist(), None if insert is None else [insert] * len(cuts))
-    room = (sampling.max_new_tokens or problem.max_new_tokens) - positions - (0 if insert is None else len(insert))
-    room = room.clamp(min=1) if max_new_tokens is None else torch.full_like(positions, max_new_tokens)
+    prefixes = sampled.cut(rows.tolist(), positions.tolist(), insert)
+    asked = [len(sampled.prefixes[parent]) for parent in (rows // sampled.samples).tolist()]
+    if max_new_tokens is None:
+        written = torch.tensor([len(p) for p in prefixes.tokens]) - torch.tensor(asked)
+        room = ((sampling.max_new_tokens or problem.max_new_tokens) - written).clamp(min=1).to(cuts.device)
+    else:
+        room = torch.full_like(positions, max_new_tokens)
     found = policy.extend(prefixes, samples, sampling, rng, max_new_tokens=int(room.max()), stop=problem.stop)
     cost = {"cost/tokens": float(found.sampled_tokens), "cost/forward_tokens": float(found.forward_tokens)}
     room = room.repeat_interleave(samples)
     found = replace(found, finished=found.finished & (found.length <= room), length=found.length.minimum(room))
-    parents = (rows // sampled.samples).tolist()
-    asked = [len(sampled.prefixes[parent]) for parent in parents]
     whole = padded([found.tokens(i)[asked[i // samples] :] for i in range(len(found.length))])
-    asked_ids = [ids[parent] for parent in parents]
-    return Branches(scored_rollouts(policy, problem, asked_ids, found, policy.decode(*whole)), samples, cost)
+    own_ids = [ids[parent] for parent in (rows // sampled.samples).tolist()]
+    return Branches(scored_rollouts(policy, problem, own_ids, found, policy.decode(*whole)), samples, cost)
 
 
 def distinct(sampled: Continuations, cuts: Tensor) -> tuple[Tensor, Tensor]:

@@ -246,10 +246,10 @@ def parse(text: str = "") -> Arithmetic:
     variant, _, rest = text.partition(",")
     kind, options = (Calculator, rest) if variant.strip() == "calculator" else (Arithmetic, text)
     readers: dict[str, Callable[[str], Any]] = {
-        "terms": _range,
+        "terms": read_range,
         "modulus": int,
         "operations": str,
-        "wordiness": _range,
+        "wordiness": read_range,
         "noise": float,
         "budget": int,
         "seed": int,
@@ -322,7 +322,7 @@ def _high(value: int | tuple[int, int]) -> int:
     return value if isinstance(value, int) else value[1]
 
 
-def _range(text: str) -> int | tuple[int, int]:
+def read_range(text: str) -> int | tuple[int, int]:
     low, dash, high = text.partition("-")
     return (int(low), int(high)) if dash else int(low)
 
