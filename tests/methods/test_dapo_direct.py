@@ -239,7 +239,7 @@ def test_nothing_to_gain_is_a_minimum_at_the_reference(writing: LanguagePolicy) 
     steps = steps_to_learn(data, data.scores["reward"] - 0.5, 0.1)
     flat = StepRegression().prepare(steps.replace(advantage=torch.zeros_like(steps.advantage)))
     found = StepRegression()(writing.evaluate(flat), flat)
-    assert float(found.value) == pytest.approx(0.0, abs=1e-9)
+    assert float(found.value.detach()) == pytest.approx(0.0, abs=1e-9)
     gradients = torch.autograd.grad(found.value, writing.parameters())
     assert max(float(g.abs().max()) for g in gradients) < 1e-5
 
@@ -332,7 +332,7 @@ def test_a_critic_learns_what_its_targets_say(writing: LanguagePolicy) -> None:
     rows = states(data.replace(scores=TensorDict({"reward": long}, [len(data)])))
     method = OnPolicy(collector=KeptStates(data=rows, groups=8), objective=SoftTargets())
     fit = CriticFit(method, PROBLEM, writing, 0, None)
-    losses = [float(fit.step()["loss/value"]) for _ in range(60)]
+    losses = [float(fit.step()["loss/value"]) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
 
 

