@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.models.language_critic import LanguageCritic
 from policyopt.objectives.policy_gradient import Objective, TokenMean
-from policyopt.types import Budget, Clock, Loss, Outputs, Rollouts
+from policyopt.types import Budget, Loss, Outputs, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,7 @@ class CriticFit:
     def __init__(self, method: OnPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         self.policy, self.model = policy, LanguageCritic(policy, seed)
         self.fit = OnPolicyLearner(method, problem, self.model, seed, budget)
-
-    @property
-    def clock(self) -> Clock:
-        return self.fit.clock
+        self.clock = self.fit.clock
 
     def step(self) -> Mapping[str, Tensor | float]:
         return self.fit.step()

@@ -153,8 +153,7 @@ def _rows(batch: Rollouts, length: Tensor, **columns: Tensor) -> Rollouts:
         prompt_length=batch.prompt_length,
         length=length,
         batch_size=[len(batch)],
-        **columns,
-    )
+    ).replace(**columns)
 
 
 @dataclass(frozen=True, kw_only=True)
