@@ -132,6 +132,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"about {TOKENS:,} sampled tokens an arm and seed; {UPDATES} updates of the policy where it learns offline",
-    tuning=f"one setting for all arms, fixed beforehand: rate {RATE:g}, β = {BETA:g}; no tries",
+    tuning=f"one setting for all arms, fixed beforehand: rate {RATE:g}, β = {BETA:g}; dapo-direct looked at once on seed 100",
     axis="sampled tokens",
 )
