@@ -33,7 +33,7 @@ from policyopt.models.language import Continuations, LanguagePolicy
 from policyopt.objectives.estimators import FixedLength
 from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip
 from policyopt.rollouts.kept import joined
-from policyopt.rollouts.language import Groups, prompt_ids, response_metrics, scored_rollouts
+from policyopt.rollouts.language import Groups, continued_rows, prompt_ids, response_metrics
 from policyopt.rollouts.segments import branch
 from policyopt.types import Clock, Collected, Part, Rollouts
 
@@ -222,7 +222,7 @@ class Anytime(Groups):
             insert=insert,
             max_new_tokens=self.answer_tokens,
         )
-        traces = self._traces(scored_rollouts(policy, problem, ids, thought), found.rollouts)
+        traces = self._traces(continued_rows(ids, thought), found.rollouts)
         batch = joined([traces, self._answers(found.rollouts, cuts)])
         metrics = response_metrics(traces, thought)
         spent = {name: metrics[name] + count for name, count in found.cost.items()}

@@ -34,6 +34,16 @@ class LanguageCritic:
         body = [p for p in self.policy.parameters() if id(p) not in head - tied]
         return [*body, *self.value_head.parameters()]
 
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    def default_micro_batch(self) -> int:
+        return self.policy.default_micro_batch()
+
+    def default_learning_rate(self) -> float:
+        return self.policy.default_learning_rate()
+
     def value(self, batch: Rollouts) -> Tensor:
         """[N, T] value of the state before each action where ``batch.mask``, zero elsewhere, with gradient."""
         value = self.value_head(self.policy.states(batch, batch.mask)).squeeze(-1).float()

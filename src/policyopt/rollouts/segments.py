@@ -74,7 +74,11 @@ def branch(
     else:
         room = torch.full_like(positions, max_new_tokens)
     found = policy.extend(prefixes, samples, sampling, rng, max_new_tokens=int(room.max()), stop=problem.stop)
-    cost = {"cost/tokens": float(found.sampled_tokens), "cost/forward_tokens": float(found.forward_tokens)}
+    cost = {
+        "cost/tokens": float(found.sampled_tokens),
+        "cost/forward_tokens": float(found.forward_tokens),
+        "cost/positions": float(found.actions.shape[1]),
+    }
     room = room.repeat_interleave(samples)
     found = replace(found, finished=found.finished & (found.length <= room), length=found.length.minimum(room))
     whole = padded([found.tokens(i)[asked[i // samples] :] for i in range(len(found.length))])
