@@ -95,6 +95,8 @@ def test_next_takes_the_critics_value_behind_the_cut() -> None:
 def test_another_bootstrap_is_refused() -> None:
     with pytest.raises(ValueError, match="'prev' or 'next'"):
         advantage(VALUES, False, bootstrap="mean")
+    with pytest.raises(ValueError, match="'prev' or 'next'"):
+        t_ppo.ExtendedAdvantage(bootstrap="mean")
 
 
 def test_the_critic_knows_the_state_behind_the_last_token(policy: LanguagePolicy) -> None:

@@ -8,7 +8,7 @@ episodes): ``discount`` [N, T] belongs to the transition after step t and is 0 w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,18 +49,23 @@ def extended_advantage(
     truncated: Tensor,
     gamma: float = 1.0,
     lam: float = 0.95,
-    bootstrap: Literal["prev", "next"] = "prev",
+    bootstrap: str = "prev",
 ) -> Tensor:
     """Extended generalized advantage estimation of responses that may be unfinished (T-PPO, arXiv 2506.15050); all [N, T].
 
     Behind the end (``terminated``) the value is 0. Behind the last token of an unfinished response (``truncated``) "prev"
     takes the value BEFORE that token, since values change slowly from token to token, so that with γ = 1 the last advantage
-    is 0; "next" is ordinary truncated estimation, with the critic's value behind it.
+    is 0; "next" is ordinary truncated estimation, with the critic's value behind it. Raises ValueError for another.
     """
-    if bootstrap not in ("prev", "next"):
-        raise ValueError(f"bootstrap must be 'prev' or 'next', got {bootstrap!r}")
+    check_bootstrap(bootstrap)
     behind = torch.where(truncated, value, next_value) if bootstrap == "prev" else next_value
     return generalized_advantage(rewards, value, behind, gamma * ~terminated, ~(terminated | truncated), lam)
+
+
+def check_bootstrap(name: str) -> None:
+    """Raises ValueError where it is neither "prev" nor "next"."""
+    if name not in ("prev", "next"):
+        raise ValueError(f"bootstrap must be 'prev' or 'next', got {name!r}")
 
 
 def discounted_returns(rewards: Tensor, discount: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ penalty, two epochs for the critic. A step in which nothing finishes leaves the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from policyopt.credit.groups import Credit
-from policyopt.credit.returns import MonteCarloTargets, RewardAtEnd, extended_advantage, whitened
+from policyopt.credit.returns import MonteCarloTargets, RewardAtEnd, check_bootstrap, extended_advantage, whitened
 from policyopt.learners.critic import Critic
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.policy_gradient import PolicyGradient, RatioClip, TokenMean
@@ -43,8 +43,11 @@ class ExtendedAdvantage(Credit):
     gives: ClassVar[tuple[str, ...]] = ("advantage",)
     gamma: float = 1.0
     lam: float = 0.95
-    bootstrap: Literal["prev", "next"] = "prev"
+    bootstrap: str = "prev"
     whiten: bool = True
+
+    def __post_init__(self) -> None:
+        check_bootstrap(self.bootstrap)
 
     def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
         rewards = batch.terminated * batch.scores["reward"][:, None]

@@ -1,8 +1,8 @@
 """P3O's claim: a constant of the prompt in the reward, which means nothing, leaves P3O alone and costs PPO.
 
 Strings behind one of twelve letters, with their true reward; in the shifted arms a number for each letter is added to it, drawn
-from N(0, 5²). Responses, epochs, minibatches and the learning rate are the same for all. The frontier is the mean, over 1, 2, 3
-and 4 nats of divergence from the imitating policy, of the best reward that was seen on the way within so many nats.
+from N(0, 5²). Responses, epochs, minibatches and the learning rate are the same for all. The frontier is the mean, over 2, 4, 6
+and 8 nats of divergence from the imitating policy, of the best reward that was seen on the way within so many nats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from policyopt.studies.preferences import Strings, frontier
 from policyopt.types import Budget
 
 UPDATES, BETA = 40, 0.05
-NATS = (1.0, 2.0, 3.0, 4.0)
+NATS = (2.0, 4.0, 6.0, 8.0)
 LETTERS = 12
 ADAM = Adam(learning_rate=1e-3)
 
@@ -81,7 +81,7 @@ class Shifted:
             budget=Budget(updates=UPDATES),
             problem=Bigrams(letters=LETTERS, train_size=LETTERS, shift=self.shift),
             demonstrated=Bigrams(letters=LETTERS),
-            looks=10,
+            looks=20,
         )
         found = arm(seed, smoke)
         rewards, divergences = found["curve/reward"], found["curve/divergence"]
@@ -113,6 +113,6 @@ claim = Claim(
     ),
     seeds=range(5),
     budget=f"{UPDATES} steps of 64 responses an arm and seed, two passes in two minibatches",
-    tuning="one setting for all arms (rate 1e-3, β = 0.05, for DPO 0.1), fixed beforehand and run once on seed 100",
+    tuning="one setting for all arms (rate 1e-3, β = 0.05, for DPO 0.1), fixed beforehand, without a run",
     axis="share of the budget",
 )

@@ -57,7 +57,7 @@ class HeavyTailed(Arithmetic):
         return min(2 + int(extra), LONGEST)
 
 
-def windowed(window: int, bootstrap: Any = "prev") -> OnPolicy:
+def windowed(window: int, bootstrap: str = "prev") -> OnPolicy:
     adam = Adam(learning_rate=5e-4)
     method = t_ppo.method()
     assert method.critic is not None
