@@ -74,9 +74,11 @@ class Settings:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the device {self.device!r} cannot be used: {error}") from error
 
-    def configured(self, method: Any = None) -> Any:
+    def configured(self, method: Any = None, problem: Any = None) -> Any:
         """The named method (or the one given) with its overrides, behind a warm start where there is one."""
-        method = registry.method(self.method) if method is None else method
+        method = (
+            registry.method(self.method, self.problem if problem is None else problem) if method is None else method
+        )
         if self.sampling is not None:
             method = sampled(method, self.sampling)
         for path, text in self.overrides.items():
@@ -117,7 +119,7 @@ def train(
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
     chosen.check_machine()
-    method = chosen.configured(None if isinstance(method, str) else method)
+    method = chosen.configured(None if isinstance(method, str) else method, problem)
     problem = (
         registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
     )
@@ -141,7 +143,7 @@ def train_from(
         settings = replace(settings, threads=torch.get_num_threads())
     method, problem, policy = settings.build()
     torch.set_num_threads(settings.threads or 1)
-    bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
+    bounded = hasattr(policy, "default_micro_batch") and hasattr(settings.configured(), "micro_batch")
     if settings.micro_batch is None and bounded:
         settings = replace(settings, micro_batch=policy.default_micro_batch())
         method = settings.configured()

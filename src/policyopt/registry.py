@@ -88,8 +88,17 @@ def problems() -> dict[str, str]:
     return {name: text for name, (_, text) in PROBLEMS.items()}
 
 
-def method(name: str) -> Any:
-    """``"grpo"`` or a variant, ``"grpo:dapo"`` → the frozen method."""
+def acts(problem: Any) -> bool:
+    """Whether a problem, or what a name stands for, is one of control: environments to act in."""
+    if isinstance(problem, str):
+        module = PROBLEMS.get(problem.partition(":")[0], ("", ""))[0]
+        return module.startswith("policyopt.problems.control.")
+    return hasattr(problem, "spaces")
+
+
+def method(name: str, problem: Any = None) -> Any:
+    """``"grpo"`` or a variant, ``"grpo:dapo"`` → the frozen method. One that has a variant ``control`` is that on a control
+    ``problem`` (or its name): the same method with a collector and a policy for environments."""
     slug, _, variant = name.partition(":")
     known = methods()
     if slug not in known:
@@ -98,6 +107,8 @@ def method(name: str) -> Any:
         raise ValueError(f"{slug} is a {known[slug].kind}, not a method to train: try `policyopt reproduce {slug}`")
     if variant and variant not in known[slug].variants:
         raise unknown(f"variant of {slug}", variant, list(known[slug].variants))
+    if not variant and "control" in known[slug].variants and acts(problem):
+        variant = "control"
     module = import_module(f"policyopt.methods.{slug.replace('-', '_')}")
     return getattr(module, variant.replace("-", "_") or "method")()
 

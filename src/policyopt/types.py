@@ -7,14 +7,14 @@ identifiers int64, advantages are detached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from time import monotonic
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from tensordict import TensorClass
 from torch import Tensor
 
 Message: TypeAlias = Mapping[str, str]
@@ -28,7 +28,71 @@ ABSENT: Any = None
 """The default of optional columns. Parts name the columns that they need, and learners check that somebody gives them."""
 
 
-class Rollouts(TensorClass, nocast=True):
+@dataclass(eq=False)
+class Record:
+    """Columns with the same rows, batch size [N]; None where nobody gave them. Not to be changed: ``replace`` makes another.
+
+    Raises ValueError where a column has another number of rows.
+    """
+
+    batch_size: Sequence[int] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.batch_size = torch.Size(self.batch_size)
+        for name, column in self.__dict__.items():
+            if isinstance(column, Tensor) and column.shape[:1] != self.batch_size[:1]:
+                raise ValueError(f"{name} has the shape {tuple(column.shape)}, expected {self.batch_size[0]} rows")
+
+    def __len__(self) -> int:
+        return int(self.batch_size[0])
+
+    def columns(self) -> dict[str, Any]:
+        """Those that are there."""
+        return {name: column for name, column in self.__dict__.items() if column is not None and name != "batch_size"}
+
+    @property
+    def device(self) -> torch.device:
+        return next(column.device for column in self.columns().values() if isinstance(column, Tensor))
+
+    def __getitem__(self, rows: Any) -> Self:
+        return self._each(lambda column: column[rows])
+
+    def to(self, device: str | torch.device) -> Self:
+        return self._each(lambda column: column.to(device))
+
+    def split(self, sizes: Sequence[int]) -> list[Self]:
+        """Pieces with these numbers of rows, one after the other; they share the memory of the whole."""
+        ends = accumulate(sizes)
+        return [self[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+    def replace(self, **columns: Any) -> Self:
+        """The record with other columns. Raises TypeError for a name that it doesn't know."""
+        if unknown := columns.keys() - self.__dict__.keys():
+            raise TypeError(f"{type(self).__name__} has no column {min(unknown)!r}")
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **columns)
+        return made
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        made = {
+            name: {key: change(value) for key, value in column.items()} if isinstance(column, dict) else change(column)
+            for name, column in self.columns().items()
+        }
+        first = next(column for column in made.values() if isinstance(column, Tensor))
+        return self.replace(**made, batch_size=first.shape[:1])
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """``torch.cat`` joins records as it joins tensors."""
+        if function is not torch.cat:
+            return NotImplemented
+        parts = args[0]
+        made = {name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0].columns()}
+        return parts[0].replace(**made, batch_size=[sum(len(part) for part in parts)])
+
+
+@dataclass(eq=False)
+class Rollouts(Record):
     """Experience, batch size [N]: a row is one response, or T consecutive steps of one environment.
 
     Preference data have this form too: the rows of a group are the responses to one prompt, and the score "reward" ranks
@@ -91,11 +155,9 @@ class Rollouts(TensorClass, nocast=True):
     prompt_length: Tensor = ABSENT
     length: Tensor = ABSENT
 
-    def __len__(self) -> int:
-        return int(self.batch_size[0])
 
-
-class Transitions(TensorClass, nocast=True):
+@dataclass(eq=False)
+class Transitions(Record):
     """Replay and offline data, batch size [N]: observation [N, S], action [N, A], reward [N] or [N, K], next_observation,
     terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]. Logged episodes, one after
     the other, have truncated [N] (cut, or the log ends) and episode [N], which counts from 0."""
@@ -112,7 +174,8 @@ class Transitions(TensorClass, nocast=True):
     episode: Tensor = ABSENT
 
 
-class Outputs(TensorClass, nocast=True):
+@dataclass(eq=False)
+class Outputs(Record):
     """What a policy says of a batch, with gradient: logp, entropy, value [N, T]; distribution, action in control."""
 
     logp: Tensor | None = None

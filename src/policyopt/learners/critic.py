@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from policyopt.learners.update import Adam
+from policyopt.learners.update import Adam, divided
 from policyopt.objectives.policy_gradient import TokenMean
 from policyopt.objectives.value import clipped_value_loss, explained_variance
 from policyopt.types import Clock, Part, Rollouts
@@ -49,19 +49,22 @@ class LiveCritic:
 
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
         """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""
-        shares = TokenMean()(batch)
-        total = torch.zeros((), device=shares.device)
-        for rows in self.model.micro_batches(batch, limit):
-            micro = batch[rows]
+        batch = batch.replace(share=TokenMean()(batch))
+        total = torch.zeros((), device=batch.share.device)
+        for micro in divided(batch, self.model.micro_batches(batch, limit)):
             value = self.model.evaluate(micro, ("value",)).value
             error = clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)
-            error = error.mean(-1) if error.dim() > shares.dim() else error  # a value for each objective
-            loss = (shares[rows] * error).sum()
+            error = error.mean(-1) if error.dim() > micro.share.dim() else error  # a value for each objective
+            loss = (micro.share * error).sum()
             loss.backward()
             total += loss.detach()
         self.optimizer.step(total, clock)
-        explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
-        return {"loss/value": total, "value/explained_variance": explained}
+        return {"loss/value": total}
+
+    @staticmethod
+    def explained(batch: Rollouts) -> dict[str, Tensor | float]:
+        """How much of the returns' variance the values at collection explain, over a whole step's batch."""
+        return {"value/explained_variance": explained_variance(batch.value[batch.mask], batch.returns[batch.mask])}
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from policyopt.credit.groups import Credit
 from policyopt.learners.annotators import Annotator, evaluated
 from policyopt.learners.critic import Critic
-from policyopt.learners.update import Adam
+from policyopt.learners.update import Adam, divided
 from policyopt.models.mlp import Architecture
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
 from policyopt.rollouts.language import Groups
@@ -119,6 +119,8 @@ class OnPolicyLearner:
             pieces = minibatches(batches, self.method.minibatches, order, whole)
             updates += [self._update(piece, f"{epoch}-{i}") for i, piece in enumerate(pieces)]
         metrics = {**collected.metrics, **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]}}
+        if self.critic is not None:
+            metrics |= self.critic.explained(batches["rollouts"])
         self.clock.advance(metrics, self.budget)
         return metrics
 
@@ -150,8 +152,7 @@ class OnPolicyLearner:
             if objective.measures:
                 logp = evaluated(self.policy, batch, "logp", self.limit)
                 batch = objective.measure(logp, batch, self.clock.generator(f"measure-{name}-{number}"))
-            for rows in self._pieces(objective, batch):
-                micro = batch[rows]
+            for micro in divided(batch, self._pieces(objective, batch)):
                 loss = objective(self.policy.evaluate(micro, objective.want()), micro)
                 loss.value.backward()
                 total += loss.value.detach()
@@ -218,7 +219,7 @@ def minibatches(
     if count == 1:
         yield dict(batches)
         return
-    pieces = {}
+    pieces: dict[str, Sequence[Any]] = {}
     for name, batch in batches.items():
         group = getattr(batch, "group", None)
         index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
@@ -228,11 +229,10 @@ def minibatches(
             raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
         key = torch.rand(groups, generator=rng)
         order = key[index].argsort(stable=True)
-        every = torch.arange(len(batch))
-        ends = every.split(_sizes(index, key, count)) if whole else every.tensor_split(count)
-        pieces[name] = [order[piece].to(batch.device or "cpu") for piece in ends]
+        sizes = _sizes(index, key, count) if whole else [len(piece) for piece in order.tensor_split(count)]
+        pieces[name] = batch[order.to(batch.device or "cpu")].split(sizes)
     for i in range(count):
-        yield {name: batch[pieces[name][i]] for name, batch in batches.items()}
+        yield {name: pieces[name][i] for name in batches}
 
 
 def _sizes(index: Tensor, key: Tensor, count: int) -> list[int]:

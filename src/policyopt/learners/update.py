@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from policyopt.types import Clock, Part
+from policyopt.types import Clock, Part, Rollouts
 
 
 class NonFinite(ArithmeticError):
     """A loss or gradient was NaN or infinite; the weights were not touched."""
+
+
+def divided(batch: Rollouts, pieces: Sequence[Any]) -> Iterator[Rollouts]:
+    """The micro-batches of a batch that is made of these rows; a single one is the batch."""
+    return iter((batch,)) if len(pieces) == 1 else (batch[rows] for rows in pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class Adam(Part):
 
 
 class Optimizer:
-    """Live AdamW over ``parameters`` (fused: one kernel over all of them)."""
+    """Live AdamW over ``parameters``: one fused kernel over all of them, those without a gradient stay as they are."""
 
     def __init__(self, settings: Adam, parameters: list[Tensor], default: float) -> None:
         if not parameters:
@@ -82,40 +87,48 @@ class Optimizer:
         self.settings, self.parameters = settings, parameters
         self.learning_rate = settings.learning_rate or default
         self.seen: list[tuple[Tensor, Tensor]] = []  # losses and norms since the last check
-        self.adam = torch.optim.AdamW(
-            parameters,
-            lr=self.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.counts = torch.zeros(len(parameters), device=parameters[0].device)
+        moments = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        self.state = dict(zip(("exp_avg", "exp_avg_sq", "step"), (*moments, self.counts.unbind()), strict=True))
+        self.groups: dict[Any, list[int]] = {}  # a kernel knows one type and one device
+        for i, parameter in enumerate(parameters):
+            self.groups.setdefault((parameter.device, parameter.dtype), []).append(i)
 
-    def step(self, loss: Tensor, clock: Clock) -> Tensor:
-        """Apply the accumulated gradients; returns their norm before clipping. Raises NonFinite, weights untouched."""
-        norm = self.attempt(loss, clock)
-        self.check(clock)
-        return norm
-
+    @torch.no_grad()
     def attempt(self, loss: Tensor, clock: Clock) -> Tensor:
         """``step`` that doesn't wait for the device: where loss or gradient are not finite the kernel leaves weights and
         moments as they are, and the next ``check`` says so. Returns the norm before clipping."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.adam.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
+        every: list[Any] = [p.grad for p in self.parameters]
+        gradients = [gradient for gradient in every if gradient is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        failed = (~torch.isfinite(norm + loss)).float()
         self.seen.append((loss, norm))
         if self.settings.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip, norm)
-        for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * self.settings.schedule(clock)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+            torch._foreach_mul_(gradients, (self.settings.gradient_clip / (norm + 1e-6)).clamp_(max=1.0))
+        missing = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
+        self.counts += (1.0 - failed) * (1.0 - missing)
+        rates = {"lr": self.learning_rate * self.settings.schedule(clock), "weight_decay": self.settings.weight_decay}
+        rates |= {"beta1": self.settings.betas[0], "beta2": self.settings.betas[1], "eps": self.settings.epsilon}
+        for group in self.groups.values():
+            here, columns = [i for i in group if every[i] is not None], (self.parameters, every, *self.state.values())
+            p, g, first, second, count = ([column[i] for i in here] for column in columns)
+            torch._fused_adamw_(
+                p, g, first, second, [], count, **rates, amsgrad=False, maximize=False, found_inf=failed
+            )
+        for parameter in self.parameters:
+            parameter.grad = None
+        return norm
+
+    def step(self, loss: Tensor, clock: Clock) -> Tensor:
+        """``attempt`` and ``check``: raises NonFinite at once, weights untouched."""
+        norm = self.attempt(loss, clock)
+        self.check(clock)
         return norm
 
     def check(self, clock: Clock) -> None:
         """Raises NonFinite where an attempt since the last check had a loss or gradient that is not finite."""
         seen, self.seen = self.seen, []
-        if not seen or bool(torch.stack([loss + norm for loss, norm in seen]).isfinite().all()):
+        if not seen or math.isfinite(sum(loss + norm for loss, norm in seen)):
             return
         loss, norm = next((loss, norm) for loss, norm in seen if not bool(torch.isfinite(loss + norm)))
         raise NonFinite(
@@ -125,9 +138,9 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(i): state for i, state in self.adam.state_dict()["state"].items()}
+        return {str(i): {k: column[i] for k, column in self.state.items()} for i in range(len(self.parameters))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = self.adam.state_dict()["param_groups"]
-        copied = {int(i): {name: value.clone() for name, value in moments.items()} for i, moments in state.items()}
-        self.adam.load_state_dict({"state": copied, "param_groups": groups})
+        for i, moments in state.items():
+            for name, value in moments.items():
+                self.state[name][int(i)].copy_(value)

@@ -12,12 +12,16 @@ class CategoricalPolicy(PerceptronPolicy):
     """π(a | s) = softmax(outputs)[a]; ``outputs`` of the constructor is the number of actions."""
 
     def sample(self, outputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        if rng is None:
-            actions = outputs.argmax(-1)
-        else:
-            probability = outputs.softmax(-1).to(rng.device)
-            actions = torch.multinomial(probability, 1, generator=rng)[:, 0].to(outputs.device)
+        actions = outputs.argmax(-1) if rng is None else self.draw(outputs, rng)
         return actions, *self.logp_entropy(outputs, actions)
+
+    def draw(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """The first of exponential clocks whose rates are the probabilities."""
+        clocks = torch.empty(outputs.shape, device=rng.device).exponential_(generator=rng).to(outputs.device)
+        return (outputs - clocks.log_()).argmax(-1)
+
+    def logp(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        return outputs.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         logp = outputs.log_softmax(-1)
