@@ -157,7 +157,7 @@ class OnPolicyLearner:
                 loss.value.backward()
                 total += loss.value.detach()
                 for key, value in loss.metrics.items():
-                    metrics[key] = metrics.get(key, 0.0) + value
+                    metrics[key] = metrics[key] + value if key in metrics else value
         metrics["gradient/norm"] = self.optimizer.step(total, self.clock)
         if self.critic is not None:
             metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)

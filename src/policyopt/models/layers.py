@@ -58,10 +58,13 @@ class Layers(nn.Sequential):
 
     def __init__(self, *layers: Any) -> None:
         super().__init__(*layers)
-        maps, between = tuple(self)[::2], {type(layer) for layer in tuple(self)[1::2]}
-        alike = {type(layer) for layer in maps} in ({nn.Linear}, {EnsembleLinear})
-        self.maps = maps
+        between = {type(layer) for layer in tuple(self)[1::2]}
+        alike = {type(layer) for layer in self.maps} in ({nn.Linear}, {EnsembleLinear})
         self.activation = ACTIVATIONS.get(*between) if alike and len(between) == 1 else None
+
+    @property
+    def maps(self) -> list[Any]:
+        return list(self._modules.values())[::2]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation is None:

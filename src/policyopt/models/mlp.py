@@ -84,7 +84,7 @@ class Perceptron(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return self.network.maps[0].weight.device
 
     def forward(self, observations: Tensor) -> Tensor:
         x = observations if self.standardization is None else self.standardization(observations)

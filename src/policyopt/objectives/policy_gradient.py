@@ -208,7 +208,8 @@ class PolicyGradient(Objective):
 
     def prepare(self, batch: Rollouts) -> Rollouts:
         counts = TokenMean()(batch)
-        return batch.replace(share=torch.stack([self.aggregation(batch), counts], -1))
+        shares = counts if self.aggregation == TokenMean() else self.aggregation(batch)
+        return batch.replace(share=torch.stack([shares, counts], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         logp, advantage = outputs.logp, batch.advantage
