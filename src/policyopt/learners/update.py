@@ -105,7 +105,7 @@ class Optimizer:
         self.seen.append((loss, norm))
         if self.settings.gradient_clip is not None:
             torch._foreach_mul_(gradients, (self.settings.gradient_clip / (norm + 1e-6)).clamp_(max=1.0))
-        missing = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
+        missing: Tensor | float = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
         self.counts += (1.0 - failed) * (1.0 - missing)
         rates = {"lr": self.learning_rate * self.settings.schedule(clock), "weight_decay": self.settings.weight_decay}
         rates |= {"beta1": self.settings.betas[0], "beta2": self.settings.betas[1], "eps": self.settings.epsilon}

@@ -84,7 +84,8 @@ class Perceptron(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.network.maps[0].weight.device
+        device: torch.device = self.network.maps[0].weight.device
+        return device
 
     def forward(self, observations: Tensor) -> Tensor:
         x = observations if self.standardization is None else self.standardization(observations)

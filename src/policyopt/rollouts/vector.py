@@ -96,7 +96,7 @@ class Vector(Collector):
         episodes = []
         play = getattr(policy, "play", None)
         for _ in range(self.steps):
-            seen, recorded = environment.observations, {}
+            seen, recorded = environment.observations, dict[str, Tensor]()
             if play is None:
                 actions, recorded, _ = policy.act(torch.from_numpy(seen), None, rng)
             else:
