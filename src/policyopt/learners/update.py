@@ -107,14 +107,13 @@ class Optimizer:
             torch._foreach_mul_(gradients, (self.settings.gradient_clip / (norm + 1e-6)).clamp_(max=1.0))
         missing: Tensor | float = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
         self.counts += (1.0 - failed) * (1.0 - missing)
-        rates = {"lr": self.learning_rate * self.settings.schedule(clock), "weight_decay": self.settings.weight_decay}
-        rates |= {"beta1": self.settings.betas[0], "beta2": self.settings.betas[1], "eps": self.settings.epsilon}
+        adam, (beta1, beta2) = self.settings, self.settings.betas
+        rates: dict[str, Any] = {"lr": self.learning_rate * adam.schedule(clock), "weight_decay": adam.weight_decay}
+        rates |= {"beta1": beta1, "beta2": beta2, "eps": adam.epsilon, "amsgrad": False, "maximize": False}
         for group in self.groups.values():
             here, columns = [i for i in group if every[i] is not None], (self.parameters, every, *self.state.values())
-            p, g, first, second, count = ([column[i] for i in here] for column in columns)
-            torch._fused_adamw_(
-                p, g, first, second, [], count, **rates, amsgrad=False, maximize=False, found_inf=failed
-            )
+            parameters, g, m, v, count = ([column[i] for i in here] for column in columns)
+            torch._fused_adamw_(parameters, g, m, v, [], count, **rates, found_inf=failed)
         for parameter in self.parameters:
             parameter.grad = None
         return norm

@@ -60,7 +60,7 @@ class Layers(nn.Sequential):
         super().__init__(*layers)
         between = {type(layer) for layer in tuple(self)[1::2]}
         alike = {type(layer) for layer in self.maps} in ({nn.Linear}, {EnsembleLinear})
-        self.activation = ACTIVATIONS.get(between.pop()) if alike and len(between) == 1 else None
+        self.activation: Activation | None = ACTIVATIONS.get(between.pop()) if alike and len(between) == 1 else None
 
     @property
     def maps(self) -> list[Any]:
