@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 RUN = .venv/bin
 
-.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo bench-offline bench-control clean
+.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo bench-offline bench-control bench-tree clean
 
 setup: .venv/installed
 
@@ -51,6 +51,9 @@ bench-offline: setup
 bench-control: setup
 	$(RUN)/pip install -q --no-deps stable-baselines3==2.9.2 cloudpickle
 	$(RUN)/python benchmarks/control_vs_sb3.py
+
+bench-tree: setup
+	$(RUN)/python benchmarks/tree_sampling.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from rich.console import Console
 
@@ -27,6 +27,7 @@ class Measured:
 
 
 Arms: TypeAlias = dict[str, list[Measured]]
+M = TypeVar("M", bound=Measured)
 
 
 class Meter:
@@ -85,9 +86,9 @@ def apart(task: Callable[[Any], Any], setting: Any, patience: float | None = Non
     return given
 
 
-def alternate(task: Callable[[Any], Measured], settings: Mapping[str, Any], repeats: int) -> Arms:
+def alternate(task: Callable[[Any], M], settings: Mapping[str, Any], repeats: int) -> dict[str, list[M]]:
     """All repeats of all arms; the order turns round from one repeat to the next."""
-    arms: Arms = {arm: [] for arm in settings}
+    arms: dict[str, list[M]] = {arm: [] for arm in settings}
     for repeat in range(repeats):
         for arm in settings if repeat % 2 == 0 else reversed(settings):
             note(f"{arm}, repeat {repeat + 1} of {repeats}")

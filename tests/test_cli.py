@@ -354,3 +354,12 @@ def test_settings_add_up(tmp_path: Path) -> None:
     assert cli.main(["train", "grpo", "--budget", "1-updates", *settings, "--out", str(tmp_path / "run")]) == 0
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["resolved"]
     assert resolved["collector"]["prompts"] == 2 and resolved["collector"]["samples"] == 3
+
+
+def test_one_name_serves_language_and_control(tmp_path: Path) -> None:
+    small = ["--set", "collector.steps=8", "collector.environments=2", "minibatches=2", "epochs=1"]
+    command = ["train", "ppo", "--problem", "gym:CartPole-v1", "--budget", "1-updates", *small]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert "method: ppo:control" in (tmp_path / "run" / "config.yaml").read_text(), "the run can be repeated as it was"
+    again = ["train", "--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "again")]
+    assert cli.main(again) == 0

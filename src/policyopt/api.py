@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from policyopt import __version__, registry
+from policyopt.learners.fitted_q import Estimate, FittedQ
 from policyopt.learners.stages import Stage, Stages
 from policyopt.methods import offline_dataset_metrics as metrics
 from policyopt.methods.trajectory_weighting import sampled
@@ -23,6 +24,7 @@ from policyopt.reports.compare import Entry, write_compare
 from policyopt.reports.run import write_run_report
 from policyopt.rollouts.evaluate import act_for, held_out, language_act
 from policyopt.rollouts.logs import UniformPolicy, joined, logged, replayed
+from policyopt.rollouts.transitions import checked
 from policyopt.studies import claim as claims
 from policyopt.training.checkpoint import Checkpoints, load, to_device
 from policyopt.training.config import describe, flat, override
@@ -58,12 +60,17 @@ class Settings:
     def build(self) -> tuple[Any, Any, Any]:
         """(method, problem, policy). Raises ValueError for whatever can't be built, before any work."""
         self.check_machine()
-        method = self.configured()
+        registry.method(self.method)
         problem = registry.problem(self.problem, rewards=self.reward, test=self.test)
+        method = self.suited(problem).configured()
         policy = registry.policy(
             self.policy, problem, seed=self.seed, dtype=self.dtype, device=self.device, lora=self.lora
         )
         return method, problem, policy
+
+    def suited(self, problem: Any) -> Settings:
+        """The same with the variant of the method that this kind of problem asks for."""
+        return replace(self, method=registry.suited(self.method, problem))
 
     def check_machine(self) -> None:
         """Raises ValueError where there is no such device or number of threads."""
@@ -74,11 +81,9 @@ class Settings:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the device {self.device!r} cannot be used: {error}") from error
 
-    def configured(self, method: Any = None, problem: Any = None) -> Any:
+    def configured(self, method: Any = None) -> Any:
         """The named method (or the one given) with its overrides, behind a warm start where there is one."""
-        method = (
-            registry.method(self.method, self.problem if problem is None else problem) if method is None else method
-        )
+        method = registry.method(self.method) if method is None else method
         if self.sampling is not None:
             method = sampled(method, self.sampling)
         for path, text in self.overrides.items():
@@ -119,10 +124,10 @@ def train(
     if all(named):
         return train_from(chosen, _folder(chosen, out), progress=progress, trackers=trackers)
     chosen.check_machine()
-    method = chosen.configured(None if isinstance(method, str) else method, problem)
     problem = (
         registry.problem(problem, rewards=chosen.reward, test=chosen.test) if isinstance(problem, str) else problem
     )
+    method = chosen.suited(problem).configured() if isinstance(method, str) else chosen.configured(method)
     if isinstance(policy, str):
         policy = registry.policy(policy, problem, seed=seed, dtype=chosen.dtype, device=chosen.device, lora=chosen.lora)
     folder = _folder(chosen, out)
@@ -142,8 +147,9 @@ def train_from(
     if settings.threads is None:
         settings = replace(settings, threads=torch.get_num_threads())
     method, problem, policy = settings.build()
+    settings = settings.suited(problem)
     torch.set_num_threads(settings.threads or 1)
-    bounded = hasattr(policy, "default_micro_batch") and hasattr(settings.configured(), "micro_batch")
+    bounded = hasattr(policy, "default_micro_batch") and hasattr(registry.method(settings.method), "micro_batch")
     if settings.micro_batch is None and bounded:
         settings = replace(settings, micro_batch=policy.default_micro_batch())
         method = settings.configured()
@@ -319,6 +325,32 @@ def evaluate(folder: str | Path, *, pass_at: Sequence[int] = (), seed: int = 0, 
     return results
 
 
+def fitted_q(
+    folder: str | Path,
+    data: str | None = None,
+    *,
+    gamma: float = 0.99,
+    horizon: int | None = None,
+    samples: int = 0,
+    updates: int = FittedQ.updates,
+    seed: int = 0,
+    best: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Estimate:
+    """What a run's policy is worth by logged data alone, of the problem ``data`` (None: of the run's own): discounted by
+    ``gamma`` without a time limit, or undiscounted in episodes of at most ``horizon`` steps. ``samples`` actions are drawn
+    in each state; 0 takes the greedy one. ``progress`` is told of every update."""
+    policy, problem = load_run(Path(folder), best)
+    source = problem if data is None else registry.problem(data)
+    rows, own, other = checked(source), getattr(problem, "spaces", None), source.spaces
+    if own is None or (own.observation, own.action, own.discrete) != (other.observation, other.action, other.discrete):
+        raise ValueError(
+            f"the data of {source.name} have other observations or actions than {folder}: {other}, not {own}"
+        )
+    settings = FittedQ(gamma=gamma, horizon=horizon, samples=samples, updates=updates)
+    return settings(rows, policy, other, seed, progress)
+
+
 def sample(
     folder: str | Path, prompts: Sequence[str], *, samples: int = 1, greedy: bool = False, seed: int = 0
 ) -> list[list[str]]:
@@ -408,6 +440,6 @@ def inspect(
     best_return: float = float("nan"),
 ) -> metrics.Summary:
     """Rows, returns, quality and coverage of a data set (a Minari id or folder); ``reference`` is one of the same size."""
-    data = data_sets.parse(dataset).transitions()
-    other = None if reference is None else data_sets.parse(reference).transitions()
+    data = checked(data_sets.parse(dataset))
+    other = None if reference is None else checked(data_sets.parse(reference))
     return metrics.summary(data, random_return, best_return, other)

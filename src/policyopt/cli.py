@@ -19,19 +19,20 @@ console = Console()
 class Train:
     """Train a method.
 
-    policyopt train grpo                                              the shipped model on the shipped problem
-    policyopt train grpo --problem arithmetic:terms=6 --budget 2M-tokens --seed 3
-    policyopt train grpo --policy smollm2 --problem reasoning-gym:chain_sum --warm-start 20
-    policyopt train grpo --policy ./model --problem dataset:train.jsonl --reward rewards.py:exact_match --lora 16
-    policyopt train grpo --set optimizer.learning_rate=3e-4 --set "objective.aggregation=TokenMean"
-    policyopt train --config runs/…/config.yaml                       repeats a run
-    policyopt train --resume runs/…                                   goes on with one
+    $ policyopt train grpo                                              the shipped model on the shipped problem
+    $ policyopt train grpo --problem arithmetic:terms=6 --budget 2M-tokens --seed 3
+    $ policyopt train grpo --policy smollm2 --problem reasoning-gym:chain_sum --warm-start 20
+    $ policyopt train grpo --policy ./model --problem dataset:train.jsonl --reward rewards.py:exact_match --lora 16
+    $ policyopt train grpo --set optimizer.learning_rate=3e-4 --set "objective.aggregation=TokenMean"
+    $ policyopt train --config runs/…/config.yaml                       repeats a run
+    $ policyopt train --resume runs/…                                   goes on with one
     """
 
     method: Positional[str | None] = None
     """A slug, or slug:variant; `policyopt methods` lists them."""
     problem: str = "arithmetic"
-    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER."""
+    """arithmetic[:options], reasoning-gym:NAME[?options], dataset:FILE-OR-ID[?options], gym:ID, minari:ID-OR-FOLDER,
+    lot-sizing[:options] …, or your own: FILE.py:FUNCTION-OR-CLASS that makes a problem."""
     policy: str = "tiny"
     """tiny (shipped), fresh[:layers=2,width=64], smollm2, or a path or hub id of a causal language model."""
     budget: str = "100-updates"
@@ -92,7 +93,7 @@ class Train:
 class Compare:
     """Train several methods under the same budget on the same seeds: table with intervals, learning curves, a page.
 
-    policyopt compare grpo remax bnpo --seeds 5 --budget 1M-tokens
+    $ policyopt compare grpo remax bnpo --seeds 5 --budget 1M-tokens
     """
 
     methods: Positional[tuple[str, ...]]
@@ -126,8 +127,8 @@ class Compare:
 class Reproduce:
     """Rerun a paper's central claim as an experiment, with a verdict.
 
-    policyopt reproduce remax            every seed of the study
-    policyopt reproduce remax --smoke    seconds; checks that the study runs, says nothing about the claim
+    $ policyopt reproduce remax            every seed of the study
+    $ policyopt reproduce remax --smoke    seconds; checks that the study runs, says nothing about the claim
     """
 
     slug: Positional[str]
@@ -146,7 +147,11 @@ class Reproduce:
 
 @dataclass
 class Evaluate:
-    """Evaluate what a run learned on held-out problems."""
+    """Evaluate what a run learned: on held-out problems, or with --fitted-q by logged data alone.
+
+    $ policyopt evaluate runs/… --pass-at 1,8
+    $ policyopt evaluate runs/… --fitted-q --data minari:data/mixed --horizon 200     nothing is played
+    """
 
     run: Positional[Path]
     pass_at: str = ""
@@ -154,10 +159,25 @@ class Evaluate:
     seed: int = 0
     best: bool = False
     """The best checkpoint by evaluation instead of the last one."""
+    fitted_q: bool = False
+    """Fitted Q evaluation: the policy's value from a data set, with an interval; the environment isn't touched."""
+    data: str | None = None
+    """--fitted-q: the data set, such as minari:FOLDER; the run's own where none is named."""
+    gamma: float = 0.99
+    """--fitted-q: the discount."""
+    horizon: int | None = None
+    """--fitted-q: the undiscounted return of episodes of at most so many steps, instead of the discounted value."""
+    samples: int = 0
+    """--fitted-q: actions drawn from the policy in each state; 0: the greedy one."""
+    updates: int = 5000
+    """--fitted-q: updates of the ensemble."""
 
     def __call__(self) -> None:
         from policyopt import api
 
+        if self.fitted_q:
+            self._fitted_q()
+            return
         wanted = [k.strip() for k in self.pass_at.split(",") if k.strip()]
         if not all(k.isdigit() for k in wanted):
             raise ValueError(f"--pass-at needs numbers such as 1,8, got {self.pass_at!r}")
@@ -165,12 +185,36 @@ class Evaluate:
         for name, value in api.evaluate(self.run, pass_at=ks, seed=self.seed, best=self.best).items():
             console.print(f"{name:24s} {value:.4f}")
 
+    def _fitted_q(self) -> None:
+        from rich.progress import Progress
+
+        from policyopt import api
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("fitting", total=self.updates)
+            found = api.fitted_q(
+                self.run,
+                self.data,
+                gamma=self.gamma,
+                horizon=self.horizon,
+                samples=self.samples,
+                updates=self.updates,
+                seed=self.seed,
+                best=self.best,
+                progress=lambda done: bar.advance(task, done),
+            )
+        what = f"discounted by {self.gamma:g}" if self.horizon is None else f"of at most {self.horizon} steps"
+        console.print(f"return {what}: {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]", markup=False)
+        console.print(f"states in which it acts outside the data: {found.outside:.1%}")
+        if found.warning is not None:
+            console.print(found.warning, style="yellow", markup=False)
+
 
 @dataclass
 class Sample:
     """Show what a run's policy answers.
 
-    policyopt sample runs/… "3+4*2="
+    $ policyopt sample runs/… "3+4*2="
     """
 
     run: Positional[Path]
@@ -221,8 +265,8 @@ class Diff:
 class Report:
     """Write a run's page (report.html, curve.svg) anew, or with --claims the table of verdicts in docs/claims.md.
 
-    policyopt report runs/…                            one run's page
-    policyopt report --entropy-law runs/a runs/b       what their scores bought with entropy: R = -a exp(H) + b
+    $ policyopt report runs/…                            one run's page
+    $ policyopt report --entropy-law runs/a runs/b       what their scores bought with entropy: R = -a exp(H) + b
     """
 
     run: Positional[Path | None] = None
@@ -258,9 +302,9 @@ class Report:
 class Log:
     """Write a data set by playing: random actions, your runs' policies, or a mixture. Read it as minari:FOLDER.
 
-    policyopt log --problem gym:Pendulum-v1 --steps 20000 --mix random=1 --out data/random
-    policyopt log --problem gym:Pendulum-v1 --policy runs/… --mix random=0.95,expert=0.05 --out data/mixed
-    policyopt log --problem gym:Pendulum-v1 --medium runs/… --mix medium-replay=1 --out data/replay
+    $ policyopt log --problem gym:Pendulum-v1 --steps 20000 --mix random=1 --out data/random
+    $ policyopt log --problem gym:Pendulum-v1 --policy runs/… --mix random=0.95,expert=0.05 --out data/mixed
+    $ policyopt log --problem gym:Pendulum-v1 --medium runs/… --mix medium-replay=1 --out data/replay
     """
 
     out: Path
@@ -305,7 +349,7 @@ class Log:
 class Inspect:
     """What a data set lets expect before anyone trains: returns, trajectory quality (TQ), coverage (SACo), a figure.
 
-    policyopt inspect data/mixed --random-return -1200 --best-return -150 --reference data/replay
+    $ policyopt inspect data/mixed --random-return -1200 --best-return -150 --reference data/replay
     """
 
     dataset: Positional[str]

@@ -15,6 +15,10 @@ HERE = Path(__file__).parent
 
 PROBLEMS = {
     "arithmetic": ("policyopt.problems.language.arithmetic", "chains of operations with a verifiable answer (shipped)"),
+    "thinking": (
+        "policyopt.problems.language.thinking",
+        "arithmetic chains, answered at several budgets of thinking",
+    ),
     "reasoning-gym": ("policyopt.problems.language.reasoning", "any generator of the package reasoning-gym"),
     "dataset": ("policyopt.problems.language.dataset", "your prompts (a file or hub id) and your reward functions"),
     "preferences": (
@@ -32,13 +36,23 @@ PROBLEMS = {
     "gym": ("policyopt.problems.control.environments", "any Gymnasium or MO-Gymnasium environment, by its id"),
     "point-mass": ("policyopt.problems.control.point_mass", "a point mass with three objectives"),
     "two-gap": ("policyopt.problems.control.two_gap", "a point mass behind a wall with two gaps, with demonstrations"),
+    "multi-goal": ("policyopt.problems.control.multi_goal", "a point between four goals that are equally good"),
     "checker": (
         "policyopt.problems.control.checker",
         "logged walks to a goal that are good in places, for offline methods",
     ),
+    "lqr": ("policyopt.problems.control.lqr", "a linear system with quadratic costs, with exact values"),
+    "chain": ("policyopt.problems.control.chain", "a small reward nearby, a large one far away, with exact values"),
+    "four-rooms": ("policyopt.problems.control.four_rooms", "a grid of four rooms, with four actions, deterministic"),
+    "mixed-walks": (
+        "policyopt.problems.control.mixed_walks",
+        "logged episodes of an expert among random ones, for offline methods and their samplings",
+    ),
     "minari": ("policyopt.problems.control.logged", "a logged data set, by its Minari id or its folder"),
     "tabular": ("policyopt.problems.decision.tabular", "random finite episodic decision processes with exact values"),
     "routing": ("policyopt.problems.decision.routing", "travelling salesman, vehicle routing, orienteering"),
+    "lot-sizing": ("policyopt.problems.decision.lot_sizing", "what machines make next, before the demand is known"),
+    "slippery-lake": ("policyopt.problems.decision.slippery_lake", "a walk to a goal in which moves may slip"),
     "knapsack": ("policyopt.problems.decision.knapsack", "knapsacks with exact solutions"),
 }
 
@@ -88,42 +102,42 @@ def problems() -> dict[str, str]:
     return {name: text for name, (_, text) in PROBLEMS.items()}
 
 
-def acts(problem: Any) -> bool:
-    """Whether a problem, or what a name stands for, is one of control: environments to act in."""
-    if isinstance(problem, str):
-        module = PROBLEMS.get(problem.partition(":")[0], ("", ""))[0]
-        return module.startswith("policyopt.problems.control.")
-    return hasattr(problem, "spaces")
-
-
-def method(name: str, problem: Any = None) -> Any:
-    """``"grpo"`` or a variant, ``"grpo:dapo"`` → the frozen method. One that has a variant ``control`` is that on a control
-    ``problem`` (or its name): the same method with a collector and a policy for environments."""
+def method(name: str) -> Any:
+    """``"grpo"`` or a variant, ``"grpo:dapo"`` → the frozen method."""
     slug, _, variant = name.partition(":")
     known = methods()
     if slug not in known:
         raise unknown("method", slug, list(known))
     if known[slug].kind != "method":
         raise ValueError(f"{slug} is a {known[slug].kind}, not a method to train: try `policyopt reproduce {slug}`")
-    if variant and variant not in known[slug].variants:
+    if variant and variant.replace("-", "_") not in {v.replace("-", "_") for v in known[slug].variants}:
         raise unknown(f"variant of {slug}", variant, list(known[slug].variants))
-    if not variant and "control" in known[slug].variants and acts(problem):
-        variant = "control"
     module = import_module(f"policyopt.methods.{slug.replace('-', '_')}")
     return getattr(module, variant.replace("-", "_") or "method")()
 
 
+def suited(name: str, problem: Any) -> str:
+    """``name``, or its variant ``control`` where it has one and the problem has observation and action spaces: a method whose
+    collector and usual settings differ there needs no other name."""
+    fits = ":" not in name and hasattr(problem, "spaces") and "control" in methods()[name].variants
+    return f"{name}:control" if fits else name
+
+
 def problem(spec: str, **options: Any) -> Any:
-    """``"arithmetic"``, ``"arithmetic:terms=6"``, ``"reasoning-gym:chain_sum"``, ``"dataset:train.jsonl"`` → the problem."""
+    """``"arithmetic"``, ``"arithmetic:terms=6"``, ``"reasoning-gym:chain_sum"``, ``"dataset:train.jsonl"`` → the problem.
+    ``"file.py:name"`` is one of your own: what the function or class of that name makes without arguments."""
     name, _, rest = spec.partition(":")
-    if name not in PROBLEMS:
+    own = name.endswith(".py")
+    if not own and name not in PROBLEMS:
         raise unknown("problem", name, list(PROBLEMS))
-    parse = import_module(PROBLEMS[name][0]).parse
+    from policyopt.problems.language.rewards import load_name
+
+    parse = load_name(name, rest, "problem") if own else import_module(PROBLEMS[name][0]).parse
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option not in signature(parse).parameters:
             raise ValueError(f"the problem {name} takes no {option}; dataset:… does")
-    return parse(rest, **given)
+    return parse(**given) if own else parse(rest, **given)
 
 
 def policy(spec: str, problem: Any, **options: Any) -> Any:

@@ -114,9 +114,11 @@ class Rollouts(Record):
         legal           [N, T, A]  valid actions
         weight          [N, T]     counts in the loss AND in its divisor
         selected        [N, T]     steps that an objective's selector picked in this minibatch
-        share           [N, T, 2]  each step's share of the loss, and of a mean over active steps (set by the objective;
-                        preferences: [N, 2], each list's share of the loss, and of a mean over lists)
+        share           [N, T, 3]  each step's share of the loss, of a mean over active steps, and of a covariance with the
+                        advantage (set by the objective; preferences: [N, 2], each list's share of the loss, and of a
+                        mean over lists)
         observations, next_observations [N, T, S…]
+        post_observations [N, T, S…]  states after the decision and before chance (post-decision states)
         old_logp        [N, T]     centre of the importance ratio (the behaviour's where None)
         value, next_value, returns, ref_logp, entropy, advantage [N, T]
         guide_logp      [N, T]     log-probability under a further model: a teacher, a source of token rewards
@@ -143,6 +145,7 @@ class Rollouts(Record):
     selected: Tensor = ABSENT
     observations: Tensor = ABSENT
     next_observations: Tensor = ABSENT
+    post_observations: Tensor = ABSENT
     old_logp: Tensor = ABSENT
     value: Tensor = ABSENT
     next_value: Tensor = ABSENT
@@ -160,7 +163,8 @@ class Rollouts(Record):
 class Transitions(Record):
     """Replay and offline data, batch size [N]: observation [N, S], action [N, A], reward [N] or [N, K], next_observation,
     terminated [N] (a time limit is not a termination), with optional cost [N] and weight [N]. Logged episodes, one after
-    the other, have truncated [N] (cut, or the log ends) and episode [N], which counts from 0."""
+    the other, have truncated [N] (cut, or the log ends), episode [N], which counts from 0, and complete [N]: False in
+    episodes whose beginning or end the log misses, so that their return isn't known (None: all are complete)."""
 
     observation: Tensor
     action: Tensor
@@ -172,6 +176,7 @@ class Transitions(Record):
     behaviour_logp: Tensor = ABSENT
     truncated: Tensor = ABSENT
     episode: Tensor = ABSENT
+    complete: Tensor = ABSENT
 
 
 @dataclass(eq=False)

@@ -8,20 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from policyopt.credit import groups
+from policyopt.credit import groups, outcomes
 from policyopt.credit.groups import (
-    BatchBaseline,
-    Constant,
     Credit,
     GroupMean,
     GroupNormalized,
     LeaveOneOut,
-    Outcome,
     group_deviation,
     group_mean,
     group_normalized,
     leave_one_out,
 )
+from policyopt.credit.outcomes import BatchBaseline, Constant, Outcome
 from policyopt.types import Rollouts
 
 # group 7: rewards 1, 2, 6 (mean 3, deviations -2, -1, 3, variance 14 / 2 = 7); group -1: 0, 1 (mean 0.5, variance 0.5)
@@ -111,6 +109,7 @@ def test_parts_spread_one_number_over_the_chosen_steps(part: Credit) -> None:
     assert batch.advantage is None, "the batch that was given is as it was"
 
 
-def test_every_part_of_the_file_is_tested() -> None:
-    own = {c for c in vars(groups).values() if isinstance(c, type) and issubclass(c, Credit) and c is not Credit}
+def test_every_part_of_both_files_is_tested() -> None:
+    known = [*vars(groups).values(), *vars(outcomes).values()]
+    own = {c for c in known if isinstance(c, type) and issubclass(c, Credit) and c is not Credit}
     assert own == {type(part) for part in PARTS}

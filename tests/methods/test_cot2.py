@@ -87,7 +87,7 @@ def test_csft_learns():
 @pytest.mark.parametrize("make", RULES)
 def test_ratios_are_one_before_the_first_update(make):
     metrics = small(make()).learner(PROBLEM, policy(), seed=0).step()
-    assert float(metrics["policy/kl"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(metrics["policy/kl_k3"]) == pytest.approx(0.0, abs=1e-6)
     assert float(metrics["policy/clip_fraction"]) == 0.0
     assert float(metrics["loss/policy"]) == pytest.approx(0.0, abs=1e-5)
     assert int(metrics["cost/tokens"]) == 4 * 3 * 4

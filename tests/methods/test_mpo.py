@@ -68,7 +68,7 @@ def test_the_first_step_of_ppo_is_unpenalised() -> None:
     for _ in range(5):
         metrics = learner.step()
     assert learner.position == 2 and float(metrics["policy/clip_fraction"]) == 0.0
-    assert float(metrics["policy/kl"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(metrics["policy/kl_k3"]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_penalty_may_be_to_the_initial_policy() -> None:

@@ -19,6 +19,7 @@ from policyopt.methods.offline_dataset_metrics import (
     unique_pairs,
     unique_states,
 )
+from policyopt.rollouts.logs import beginning
 from policyopt.types import Transitions
 
 
@@ -101,6 +102,10 @@ def test_the_mixture():
     assert torch.equal(joined.observation[:160], random.observation[:160])
     assert torch.equal(joined.observation[160:], expert.observation[:40])
     assert joined.episode.unique().tolist() == list(range(20))
+    assert bool(joined.complete.all())
+    cut = mixed(random_log(3)[:197], expert, 0.75)
+    assert len(cut) == 197 and cut.episode[~cut.complete].unique().tolist() == [14, 19]
+    assert cut.truncated.nonzero()[:, 0].tolist() == [147, 196] and not bool(summary(cut).returns[14] == 0.0)
 
 
 def test_scaled_rewards_leave_quality_as_it_is_and_shifted_ones_do_not():
@@ -115,11 +120,16 @@ def test_scaled_rewards_leave_quality_as_it_is_and_shifted_ones_do_not():
     assert quality(lambda r: r + 1.0) != pytest.approx(quality(lambda r: r), abs=1e-3)
 
 
-def test_an_episode_that_the_log_leaves_counts_for_coverage_alone():
-    data = log(np.arange(6.0), [0] * 6, [1.0] * 6, [2, 4])
-    data.terminated[-1] = False
+def test_an_episode_that_the_log_cuts_counts_for_coverage_alone():
+    data = beginning(log(np.arange(8.0), [0] * 8, [1.0] * 8, [2, 6]), 6)
     found = summary(data, 0.0, 1.0)
-    assert found.returns.tolist() == [2.0] and found.pairs == 6
+    assert found.returns.tolist() == [2.0] and found.lengths.tolist() == [2]
+    assert (found.episodes, found.rows, found.pairs) == (2, 6, 6)
+
+
+def test_a_log_without_a_complete_episode_has_coverage_and_no_quality():
+    found = summary(beginning(log(np.arange(8.0), [0] * 8, [1.0] * 8, [8]), 6), 0.0, 1.0)
+    assert math.isnan(found.quality) and found.pairs == 6 and len(found.returns) == 0
 
 
 def test_without_references_there_is_no_share():

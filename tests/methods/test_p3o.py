@@ -50,7 +50,7 @@ def evaluated(clip, outputs: Outputs, batch: Rollouts, beta: float = 0.05) -> tu
 def test_separate_clipping_by_hand() -> None:
     q, ratio = torch.tensor(0.78, dtype=torch.float64), (LOGP - OLD).exp()
     torch.testing.assert_close(ratio, torch.tensor([1.2840254, 0.8869204], dtype=torch.float64), atol=1e-7, rtol=0)
-    assert float(separate_loss(q, (ratio[0], ratio[1]), 0.2, 10.0)) == pytest.approx(0.0290643, abs=1e-7)
+    assert float(separate_loss(q, (ratio[0], ratio[1]), 0.2, 10.0)[0]) == pytest.approx(0.0290643, abs=1e-7)
     assert evaluated(Separate(), *pair())[0] == pytest.approx(0.0290643, abs=1e-7)
 
 
@@ -58,7 +58,7 @@ def test_joint_clipping_by_hand() -> None:
     weight = float((LOGP - OLD).sum().exp())
     assert weight == pytest.approx(1.1388284, abs=1e-7)
     q = torch.tensor(0.78 * weight, dtype=torch.float64)
-    assert float(joint_loss(q, torch.tensor(0.4).double(), torch.tensor(0.03).double(), 0.2)) == pytest.approx(
+    assert float(joint_loss(q, torch.tensor(0.4).double(), torch.tensor(0.03).double(), 0.2)[0]) == pytest.approx(
         -0.1021530, abs=1e-6
     )
     value, gradient = evaluated(Joint(), *pair())
@@ -135,3 +135,13 @@ def test_all_variants_train(variant: str) -> None:
     method = replace(registry.method(f"p3o{variant}"), collector=Groups(prompts=8, samples=4))
     metrics = method.learner(problem, policy, seed=0).step()
     assert torch.isfinite(torch.as_tensor(metrics["loss/policy"]))
+
+
+def test_the_clip_fraction_is_the_share_whose_gradient_stops() -> None:
+    """First ratio 1.28, beyond 1.2, and q > 0: V1 stops the first response alone, V2's difference moved by 0.37 > 0.2."""
+    expected = {Separate(): 0.5, Joint(): 1.0, TokenClip(): 0.5, Joint(clip=0.5): 0.0}
+    for clip, share in expected.items():
+        outputs, batch = pair()
+        objective = PairwisePolicyGradient(clip=clip)
+        metrics = objective(outputs, objective.prepare(batch)).metrics
+        assert float(metrics["policy/clip_fraction"]) == pytest.approx(share), clip

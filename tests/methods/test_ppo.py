@@ -18,13 +18,19 @@ from policyopt.training.loop import Cadence, run
 from policyopt.types import Budget
 
 
+def on(name, problem):
+    """The named method as it is on a problem."""
+    problem = registry.problem(problem) if isinstance(problem, str) else problem
+    return registry.method(registry.suited(name, problem))
+
+
 def advantages(method):
     return next(part for part in method.credit if isinstance(part, GeneralizedAdvantage))
 
 
 @pytest.mark.parametrize("name", ["gym:HalfCheetah-v5", "point-mass", GymnasiumProblem(id="CartPole-v1")])
 def test_ppo_is_one_method_and_the_problem_decides_who_acts_where(name):
-    language, control = registry.method("ppo", "arithmetic"), registry.method("ppo", name)
+    language, control = on("ppo", "arithmetic"), on("ppo", name)
     assert language == registry.method("ppo")
     assert isinstance(language.collector, Groups) and isinstance(control.collector, Vector)
     assert any(isinstance(part, RewardAtEnd) for part in language.credit)
@@ -35,15 +41,18 @@ def test_ppo_is_one_method_and_the_problem_decides_who_acts_where(name):
 
 
 def test_other_variants_and_methods_stay_what_they_are():
-    assert registry.method("reinforce:batch_mean", "gym:CartPole-v1") == registry.method("reinforce:batch_mean")
-    assert isinstance(registry.method("sac", "gym:Pendulum-v1"), OffPolicy)
+    assert on("reinforce:batch_mean", "gym:CartPole-v1") == registry.method("reinforce:batch_mean")
+    assert isinstance(on("sac", "gym:Pendulum-v1"), OffPolicy)
     with pytest.raises(ValueError, match="variant of ppo"):
-        registry.method("ppo:contrl", "gym:CartPole-v1")
+        on("ppo:contrl", "gym:CartPole-v1")
+
+
+SHORT = {"ppo": {"environments": "2", "steps": "16"}, "reinforce": {"episodes": "2"}}
 
 
 @pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_training_by_name_and_repeating_it(name, tmp_path):
-    overrides = {"collector.environments": "2", "collector.steps": "16", "minibatches": "1"}
+    overrides = {"minibatches": "1", **{f"collector.{key}": value for key, value in SHORT[name].items()}}
     made = [
         api.train(
             name, "gym:CartPole-v1", budget="64-env-steps", out=tmp_path / f"{i}", progress=False, overrides=overrides
@@ -51,7 +60,7 @@ def test_training_by_name_and_repeating_it(name, tmp_path):
         for i in range(2)
     ]
     again = api.read_config(tmp_path / "0")
-    assert again.method == name
+    assert again.method.partition(":")[0] == name
     for one, two in zip(*(each.learner.policy.parameters() for each in made), strict=True):
         assert torch.equal(one, two)
     restored, _ = api.load_run(tmp_path / "0")
@@ -61,7 +70,7 @@ def test_training_by_name_and_repeating_it(name, tmp_path):
 
 def test_reinforce_learns_cartpole_a_little():
     result = run(
-        registry.method("reinforce", "gym:CartPole-v1"),
+        on("reinforce", "gym:CartPole-v1"),
         GymnasiumProblem(id="CartPole-v1"),
         budget=Budget(env_steps=15_000),
         seed=0,
@@ -91,7 +100,7 @@ def test_checkpoints_outlive_an_environment_that_fails(tmp_path):
     gymnasium.register(id="Fragile-v0", entry_point=Fragile, max_episode_steps=8)
     try:
         problem = GymnasiumProblem(id="Fragile-v0", episodes=1)
-        method = registry.method("ppo", problem)
+        method = on("ppo", problem)
         method = replace(method, collector=Vector(environments=1, steps=8), minibatches=1, epochs=1)
         with pytest.raises(
             ValueError, match=r"environment 0 of 1, .*Fragile-v0.*step 7 of episode 4 .*simulator is gone"
@@ -119,7 +128,7 @@ def test_a_method_that_cannot_act_there_says_so():
 
 def test_moments_of_observations_and_returns_are_saved_and_go_on_identically():
     problem = GymnasiumProblem(id="Pendulum-v1")
-    method = registry.method("ppo", problem)
+    method = on("ppo", problem)
     method = replace(method, collector=Vector(environments=2, steps=130), minibatches=2, epochs=1)
     straight, resumed = (method.learner(problem, seed=s, budget=Budget(env_steps=2000)) for s in (5, 6))
     for _ in range(2):

@@ -1,11 +1,9 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-
+from matching import Match
 from policyopt.learners.off_policy import OffPolicy
 from policyopt.learners.update import Adam
 from policyopt.methods import sac
-from policyopt.problems.control.environments import Control, Spaces, Transition
 from policyopt.rollouts.replay import Interaction
 from policyopt.types import generator
 
@@ -18,37 +16,6 @@ def test_the_paper_s_settings():
     assert temperature.target_entropy is None
     assert (method.batch, method.rounds[0].repeat) == (256, 1)
     assert isinstance(method, OffPolicy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Match(Control):
-    """One step: answer a number in [-0.5, 0.5] with the same number; the reward is minus the squared error."""
-
-    @property
-    def name(self):
-        return "match"
-
-    @property
-    def spaces(self):
-        return Spaces(observation=1, action=1, discrete=False)
-
-    def make(self, n, seed):
-        return MatchEnvironment(n, seed)
-
-
-class MatchEnvironment:
-    def __init__(self, n, seed):
-        self.rng = np.random.default_rng(seed)
-        self.n = n
-        self.observations = self.draw()
-
-    def draw(self):
-        return self.rng.uniform(-0.5, 0.5, (self.n, 1)).astype(np.float32)
-
-    def step(self, actions):
-        rewards = -10.0 * ((actions - self.observations) ** 2).sum(1).astype(np.float32)
-        reached, self.observations = self.observations, self.draw()
-        return Transition(reached, rewards, np.ones(self.n, bool), np.zeros(self.n, bool))
 
 
 def test_it_learns_to_answer():

@@ -111,6 +111,20 @@ def test_the_top_fraction_keeps_two_of_twenty():
     assert each[18:].tolist() == pytest.approx([1 / 8] * 2)
 
 
+@pytest.mark.parametrize("sampling", [ReturnWeighted(), AdvantageWeighted(), TopFraction(fraction=0.5)])
+def test_incomplete_episodes_are_not_drawn(sampling):
+    """Left out of the data they change nothing; an incomplete one may have the best return so far."""
+    data = log(torch.tensor([0.0, 99.0, 5.0, 10.0]).double(), torch.tensor([2, 4, 1, 3]), torch.rand(4, 2))
+    data = data.replace(complete=data.episode != 1)
+    kept = data[data.complete]
+    alone = kept.replace(episode=kept.episode - (kept.episode > 1).long(), complete=None)
+    p = sampling.probabilities(data)
+    assert bool((p[~data.complete] == 0.0).all())
+    assert torch.allclose(p[data.complete], sampling.probabilities(alone))
+    with pytest.raises(ValueError, match="complete episodes, and this data set has none"):
+        sampling.probabilities(data.replace(complete=torch.zeros(10, dtype=torch.bool)))
+
+
 @pytest.mark.parametrize("method", ["td3-bc", "iql", "bc", "cql"])
 def test_an_offline_method_draws_by_the_weights(method):
     class WithEpisodes(Checker):
@@ -118,7 +132,8 @@ def test_an_offline_method_draws_by_the_weights(method):
             data = super().transitions()
             episode = torch.arange(len(data)) // 20
             reward = torch.where(episode == 3, 1.0, 0.0)
-            return data.replace(episode=episode, truncated=torch.arange(len(data)) % 20 == 19, reward=reward)
+            last = torch.arange(len(data)) % 20 == 19
+            return data.replace(episode=episode, terminated=last & False, truncated=last, reward=reward)
 
     learner = sampled(registry.method(method), "return-weighted").learner(WithEpisodes(logged=200), seed=0)
     share = float((learner.memory.sample(2000, generator(0, "s")).reward != 0.0).double().mean())

@@ -8,12 +8,13 @@ from torch.distributions import Categorical, Independent, Normal
 
 from policyopt.learners.update import Linear
 from policyopt.methods import ppo
-from policyopt.models.categorical import CategoricalPolicy
+from policyopt.models.categorical import CategoricalPolicy, MultiCategoricalPolicy
 from policyopt.models.control import MLP
 from policyopt.models.gaussian import GaussianPolicy
 from policyopt.models.mlp import mlp
 from policyopt.problems.control.environments import GymnasiumProblem
 from policyopt.problems.control.point_mass import PointMass
+from policyopt.problems.decision.lot_sizing import LotSizing
 from policyopt.training.loop import run
 from policyopt.types import Budget, Rollouts, generator
 
@@ -57,6 +58,27 @@ def test_categorical_agrees_with_torch():
     assert policy.act(observations[0], None, torch.Generator(), greedy=True)[0].equal(peer.probs[0].argmax(-1))
 
 
+@pytest.mark.parametrize("choices", [(3, 3), (2, 4, 1)])
+def test_several_choices_agree_with_torch(choices):
+    policy = MultiCategoricalPolicy(3, choices, (8,), generator(1, "test"))
+    policy.network[-1].weight.data *= 100
+    observations = torch.randn(4, 5, 3)
+    actions = torch.stack([torch.randint(count, (4, 5)) for count in choices], -1)
+    outputs = policy.evaluate(batch_of(observations, actions), ("logp", "entropy"))
+    peers = [Categorical(logits=logits) for logits in policy(observations).split(choices, -1)]
+    torch.testing.assert_close(outputs.logp, sum(peer.log_prob(actions[..., m]) for m, peer in enumerate(peers)))
+    torch.testing.assert_close(outputs.entropy, sum(peer.entropy() for peer in peers))
+    (outputs.logp.sum() + outputs.entropy.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in policy.parameters())
+    drawn, recorded, _ = policy.act(observations[0, :1].expand(40_000, 3), None, torch.Generator().manual_seed(0))
+    assert recorded["behaviour_logp"].shape == (40_000,)
+    for m, (count, peer) in enumerate(zip(choices, peers, strict=True)):
+        shares = torch.bincount(drawn[:, m], minlength=count) / 40_000
+        torch.testing.assert_close(shares, peer.probs[0, 0].detach(), atol=0.01, rtol=0)
+    best = policy.act(observations[0], None, torch.Generator(), greedy=True)[0]
+    assert best.equal(torch.stack([peer.probs[0].argmax(-1) for peer in peers], -1))
+
+
 def test_weights_are_orthogonal_and_drawn_from_the_seed():
     first, again, other = (mlp((6, 16, 16, 2), 0.01, generator(s, "x")) for s in (0, 0, 1))
     weight = first[2].weight
@@ -97,9 +119,10 @@ def small(**changes):
     return replace(method, policy=MLP(hidden=(16,)), collector=collector, minibatches=4, epochs=2, **changes)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_ppo_resumes_bit_identically(name):
-    problem = GymnasiumProblem(id=name)
+@pytest.mark.parametrize(
+    "problem", [GymnasiumProblem(id="CartPole-v1"), GymnasiumProblem(id="Pendulum-v1"), LotSizing()]
+)
+def test_ppo_resumes_bit_identically(problem):
     budget = Budget(env_steps=1000)
     straight = small().learner(problem, seed=1, budget=budget)
     for _ in range(2):
@@ -127,3 +150,19 @@ def test_ppo_learns_cartpole_a_little():
 def test_a_problem_without_vector_rewards_needs_scalar_credit():
     with pytest.raises(ValueError, match="no control problem"):
         ppo.control().learner(object(), seed=0)
+
+
+def test_distributions_are_what_is_sampled():
+    observations = torch.randn(4, 5, 3)
+    gaussian = GaussianPolicy(3, 2, (8,), generator(0, "test"))
+    categorical = CategoricalPolicy(3, 4, (8,), generator(1, "test"))
+    several = MultiCategoricalPolicy(3, (2, 4), (8,), generator(2, "test"))
+    for policy, actions in (
+        (gaussian, torch.randn(4, 5, 2)),
+        (categorical, torch.randint(4, (4, 5))),
+        (several, torch.randint(2, (4, 5, 2))),
+    ):
+        outputs = policy.evaluate(batch_of(observations, actions), ("logp", "entropy"))
+        distribution = policy.distribution(observations)
+        torch.testing.assert_close(outputs.logp, distribution.log_prob(actions))
+        torch.testing.assert_close(outputs.entropy, distribution.entropy())

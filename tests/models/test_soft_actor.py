@@ -4,7 +4,13 @@ from torch import nn
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from policyopt.models.soft_actor import LOG_DEVIATION, TanhGaussian, multilayer_perceptron, tanh_gaussian
+from policyopt.models.soft_actor import (
+    LOG_DEVIATION,
+    TanhGaussian,
+    multilayer_perceptron,
+    tanh_gaussian,
+    tanh_gaussian_logp,
+)
 from policyopt.types import generator
 
 
@@ -52,3 +58,12 @@ def test_layers_are_linear_norm_activation():
 def test_sizes_must_be_positive():
     with pytest.raises(ValueError, match="width=0"):
         TanhGaussian(width=0)
+
+
+def test_the_density_of_an_action_is_that_of_its_numbers():
+    mean, log_deviation, noise = torch.randn(3, 20, 2).unbind(0)
+    _, logp = tanh_gaussian(mean, log_deviation, noise)
+    each = tanh_gaussian_logp(mean + log_deviation.exp() * noise, mean, log_deviation)
+    torch.testing.assert_close(each.sum(-1), logp)
+    alone = tanh_gaussian_logp(torch.tensor([0.7]), torch.tensor([0.5]), torch.tensor([0.2]).log())
+    assert alone.item() == pytest.approx(0.645038, abs=1e-5)

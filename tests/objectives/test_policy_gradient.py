@@ -16,7 +16,14 @@ from policyopt.credit.groups import group_normalized, leave_one_out
 from policyopt.credit.returns import generalized_advantage
 from policyopt.objectives.divergence import EntropyBonus, ReferenceK2, ReferenceK3
 from policyopt.objectives.estimators import FixedLength, One, SequenceRatio, SequenceSum, Shaped, WeightClip
-from policyopt.objectives.policy_gradient import Current, PolicyGradient, RatioClip, SequenceMean, TokenMean
+from policyopt.objectives.policy_gradient import (
+    Current,
+    PolicyGradient,
+    RatioClip,
+    SequenceMean,
+    TokenMean,
+    divergences,
+)
 from policyopt.types import Outputs, Rollouts, generator
 
 N, T, V = 6, 5, 7
@@ -283,3 +290,32 @@ def test_unified_advantage_on_an_enumerated_bandit() -> None:
     loss = objective(Outputs(logp=logits.log_softmax(-1)[:, None], batch_size=[3]), objective.prepare(batch))
     (mine,) = torch.autograd.grad(-loss.value, logits)
     torch.testing.assert_close(mine, want, atol=1e-7, rtol=1e-6)
+
+
+def test_covariance_and_divergences_in_the_log_do_not_depend_on_micro_batches(data: SimpleNamespace) -> None:
+    advantage = data.reward[:, None].expand(N, T) + 0.1 * torch.arange(T)
+    objective = PolicyGradient()
+    batch = objective.prepare(data.rows.replace(advantage=advantage))
+    sums: dict[str, float] = {}
+    for rows in (torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])):
+        metrics = objective(Outputs(logp=data.logp[rows], batch_size=[len(rows)]), batch[rows]).metrics
+        sums = {key: sums.get(key, 0.0) + float(value) for key, value in metrics.items()}
+    logp, change = data.logp.detach()[data.mask], (data.logp.detach() - data.old)[data.mask]
+    covariance = torch.cov(torch.stack([logp, advantage[data.mask]]), correction=0)[0, 1]
+    assert sums["policy/covariance"] == pytest.approx(float(covariance), rel=1e-5)
+    assert sums["policy/kl_k1"] == pytest.approx(float(-change.mean()), rel=1e-5)
+    assert sums["policy/kl_k2"] == pytest.approx(float(change.square().mean() / 2), rel=1e-5)
+    assert sums["policy/kl_k3"] == pytest.approx(float((change.exp() - 1 - change).mean()), rel=1e-5)
+
+
+def test_k1_and_k3_estimate_the_divergence_from_the_policy_that_sampled() -> None:
+    """Over all actions with π_old's probabilities as weights both give KL(π_old ‖ π) exactly, k2 only nearly."""
+    old, new = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]], dtype=torch.float64).log()
+    rows = Rollouts(
+        actions=torch.zeros(1, 3), mask=torch.ones(1, 3, dtype=torch.bool), old_logp=old[None], batch_size=[1]
+    )
+    found = divergences(new[None], rows, old.exp()[None])
+    exact = float((old.exp() * (old - new)).sum())
+    assert float(found["policy/kl_k1"]) == pytest.approx(exact)
+    assert float(found["policy/kl_k3"]) == pytest.approx(exact)
+    assert abs(float(found["policy/kl_k2"]) - exact) > 1e-3

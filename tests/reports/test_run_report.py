@@ -16,7 +16,9 @@ def write_run(folder, steps=6, samples=()):
     rows = [{"step": 0, "eval/accuracy": 0.0}]
     for step in range(1, steps + 1):
         row = {"step": step, "reward/mean": step / 10, "spent/tokens": 1000 * step, "time/step": 0.5, "<b>odd</b>": 1.0}
-        rows.append(row | ({"eval/accuracy": step / 8} if step % 2 == 0 else {}) | {"policy/kl": None, "note": "text"})
+        rows.append(
+            row | ({"eval/accuracy": step / 8} if step % 2 == 0 else {}) | {"policy/kl_k3": None, "note": "text"}
+        )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(f"method: grpo\nname: {MALICIOUS}\n")
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
@@ -30,7 +32,7 @@ def test_the_report_shows_what_was_logged_in_groups(tmp_path):
     ]
     assert headings == ["Evaluation", "Reward", "Spent so far", "Time", "Other"]
     assert page.index("<h2>Evaluation</h2>") < page.index("<h2>Reward</h2>") < page.index("<h2>Time</h2>")
-    assert "<h2>Policy</h2>" not in page  # policy/kl was null at every step
+    assert "<h2>Policy</h2>" not in page  # policy/kl_k3 was null at every step
     assert "eval/accuracy: last 0.75" in page
     assert "time/step (seconds)" in page
     assert page.count("<svg") == 5

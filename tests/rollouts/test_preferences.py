@@ -9,7 +9,7 @@ import torch
 
 from policyopt import registry
 from policyopt.learners.annotators import KeptReference, Reference
-from policyopt.learners.on_policy import minibatches
+from policyopt.learners.update import minibatches
 from policyopt.models.language import LanguagePolicy
 from policyopt.problems.language.arithmetic import Arithmetic
 from policyopt.problems.language.bigrams import Bigrams

@@ -36,6 +36,10 @@ def placed(shape, row, value):
     return tensor
 
 
+def ended(episode, truncated):
+    return {"episode": torch.tensor(episode), "truncated": torch.tensor(truncated)}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -46,11 +50,27 @@ def placed(shape, row, value):
         ({"reward": torch.zeros(3, 1)}, r"reward has the shape \(3, 1\), expected \(3,\)"),
         ({"terminated": torch.zeros(3)}, r"terminated must be of type bool, got torch.float32"),
         ({k: v[:0] for k, v in columns().items()}, "is empty"),
+        (ended([0, 0, 1], [False, False, True]), "row 1 of episode 0 is its last row and neither terminated nor"),
+        (ended([0, 0, 0], [True, False, True]), "row 0 of episode 0 ends it and is not its last row"),
     ],
 )
 def test_bad_data_is_named_by_row_and_column(changed, message):
     with pytest.raises(ValueError, match=message):
         checked(Data(columns(**changed)))
+
+
+def test_choices_are_whole_and_among_those_there_are():
+    @dataclass
+    class Choices(Data):
+        spaces = Spaces(observation=2, action=3, discrete=True)
+
+    assert len(checked(Choices(columns(action=torch.tensor([0, 1, 2]))))) == 3
+    with pytest.raises(ValueError, match="row 1 of action is 3; choices are whole, from 0 to 2"):
+        checked(Choices(columns(action=torch.tensor([0, 3, 2]))))
+    with pytest.raises(ValueError, match=r"row 2 of action is 0\.5; choices"):
+        checked(Choices(columns(action=torch.tensor([0.0, 1.0, 0.5]))))
+    with pytest.raises(ValueError, match=r"action has the shape \(3, 1\), expected \(3,\)"):
+        checked(Choices(columns()))
 
 
 def test_good_data_pass_and_a_problem_without_data_is_told_so():

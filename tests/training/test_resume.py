@@ -63,6 +63,7 @@ def settings(data: Path, method: str, warm_start: int = 0, **overrides: str) -> 
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo", "collector__prompts": "3", "collector__samples": "4"},
     "ppo": {"method": "ppo", "collector__prompts": "12"},
+    "t-ppo": {"method": "t-ppo", "collector__slots": "12", "collector__window": "2"},  # stops inside responses
     "remax": {"method": "remax", "collector__prompts": "8"},
     "sft": {"method": "sft", "collector__prompts": "8"},
     "stages": {"method": "grpo", "warm_start": 3, "collector__prompts": "3", "collector__samples": "4"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from policyopt.types import Transitions
+
 
 def episode_returns(reward: Tensor, episode: Tensor) -> Tensor:
     """Undiscounted returns [E] float64 from rewards [N]."""
@@ -20,6 +22,12 @@ def first_rows(episode: Tensor) -> Tensor:
     """The row [E] with which every episode begins."""
     lengths = episode_lengths(episode)
     return lengths.cumsum(0) - lengths
+
+
+def complete_episodes(data: Transitions) -> Tensor:
+    """Which episodes [E] the log has from their first step to their end: those that have a return."""
+    first = first_rows(data.episode)
+    return torch.ones(len(first), dtype=torch.bool) if data.complete is None else data.complete[first]
 
 
 def numbered(ended: Tensor) -> Tensor:

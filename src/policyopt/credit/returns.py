@@ -8,7 +8,7 @@ episodes): ``discount`` [N, T] belongs to the transition after step t and is 0 w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,28 @@ def generalized_advantage(
     return advantage
 
 
+def extended_advantage(
+    rewards: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Literal["prev", "next"] = "prev",
+) -> Tensor:
+    """Extended generalized advantage estimation of responses that may be unfinished (T-PPO, arXiv 2506.15050); all [N, T].
+
+    Behind the end (``terminated``) the value is 0. Behind the last token of an unfinished response (``truncated``) "prev"
+    takes the value BEFORE that token, since values change slowly from token to token, so that with γ = 1 the last advantage
+    is 0; "next" is ordinary truncated estimation, with the critic's value behind it.
+    """
+    if bootstrap not in ("prev", "next"):
+        raise ValueError(f"bootstrap must be 'prev' or 'next', got {bootstrap!r}")
+    behind = torch.where(truncated, value, next_value) if bootstrap == "prev" else next_value
+    return generalized_advantage(rewards, value, behind, gamma * ~terminated, ~(terminated | truncated), lam)
+
+
 def discounted_returns(rewards: Tensor, discount: Tensor) -> Tensor:
     """G_t = r_t + discount_t · G_{t+1} along the last axis, G = 0 behind the end; all [N, T]."""
     returns, later = torch.empty_like(rewards), torch.zeros_like(rewards[:, 0])
@@ -57,6 +79,17 @@ def whitened(advantage: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
         return torch.where(mask, advantage, 0.0)
     normalized = (advantage - chosen.mean()) / (chosen.var() + epsilon).sqrt()
     return torch.where(mask, normalized, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whitened(Credit):
+    """The advantages of all steps that count (chosen, and of a weight above 0), whitened over the whole batch."""
+
+    needs: ClassVar[tuple[str, ...]] = ("advantage",)
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        counted = batch.mask if batch.weight is None else batch.mask & (batch.weight > 0)
+        return batch.replace(advantage=whitened(batch.advantage, counted))
 
 
 def last_step(mask: Tensor) -> Tensor:
@@ -105,6 +138,17 @@ class RewardAtEnd(Credit):
             terminated=end,
             truncated=torch.zeros_like(end),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCarloTargets(Credit):
+    """The critic's targets are the discounted rewards that followed, whatever λ the advantages have."""
+
+    needs: ClassVar[tuple[str, ...]] = ("rewards", "discount")
+    gives: ClassVar[tuple[str, ...]] = ("returns",)
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        return batch.replace(returns=discounted_returns(batch.rewards, batch.discount))
 
 
 @dataclass(frozen=True, kw_only=True)

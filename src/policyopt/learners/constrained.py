@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
-from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner, minibatches
+from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import NonFinite
-from policyopt.objectives.policy_gradient import k3, log_ratio
+from policyopt.objectives.policy_gradient import TokenMean, divergences, k3, log_ratio
 from policyopt.types import Budget, Rollouts
 
 DUAL_LIMIT = 1e4  # on the scale on which all gradients have length one: then the step is recovery alone
@@ -87,6 +88,13 @@ def flat_gradient(value: Tensor, parameters: Sequence[Tensor], create_graph: boo
     return torch.cat([piece.flatten() for piece in pieces])
 
 
+@torch.no_grad()
+def assign(parameters: Sequence[Tensor], values: Tensor) -> None:
+    """Copies values [P] into the parameters, in their order."""
+    for parameter, piece in zip(parameters, values.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(piece.view_as(parameter))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConstrainedOnPolicy(OnPolicy):
     """Updates the policy once a step: no clipping, no optimizer, no line search. ``epochs`` and ``minibatches`` are the
@@ -111,20 +119,9 @@ class ConstrainedLearner(OnPolicyLearner):
 
     method: ConstrainedOnPolicy
 
-    def step(self) -> dict[str, Tensor | float]:
-        collected = self.method.collector(self.policy, self.problem, self.clock, self.memories.get("collector"))
-        batch = self._credited(collected.batches["rollouts"])
-        metrics = {**collected.metrics, **self._policy_step(batch)}
-        for epoch in range(self.method.epochs if self.critic is not None else 0):
-            order = self.clock.generator(f"minibatches-{epoch}")
-            for pieces in minibatches({"rollouts": batch}, self.method.minibatches, order):
-                assert self.critic is not None
-                metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
-        self.clock.advance(metrics, self.budget)
-        return metrics
-
-    def _policy_step(self, batch: Rollouts) -> dict[str, Tensor | float]:
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
         """One step on the whole batch. Raises NonFinite, weights untouched, where it is not finite."""
+        batch: Rollouts = batches["rollouts"]
         parameters = list(self.policy.parameters())
         logp = self.policy.evaluate(batch).logp
         change = log_ratio(logp, batch)
@@ -142,8 +139,7 @@ class ConstrainedLearner(OnPolicyLearner):
         step = trust_region_step(gradient, constraints, margin, product, self.method.radius, self.method.iterations)
         if not bool(torch.isfinite(step).all()):
             raise NonFinite(f"step {self.clock.step}: the trust-region step is not finite; the weights are unchanged")
+        assign(parameters, parameters_to_vector(parameters) + step)
         with torch.no_grad():
-            for parameter, piece in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
-                parameter += piece.view_as(parameter)
-            moved = log_ratio(self.policy.evaluate(batch).logp, batch)[batch.mask]
-        return {"policy/kl": k3(-moved).mean(), "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}
+            moved = divergences(self.policy.evaluate(batch).logp, batch, TokenMean()(batch))
+        return {**moved, "gradient/norm": gradient.norm(), "loss/policy": -(gradient @ step)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from policyopt.learners.update import Adam, divided
+from policyopt.credit.groups import Credit
+from policyopt.learners.update import Adam, divided, mean_metrics, minibatches
 from policyopt.objectives.policy_gradient import TokenMean
 from policyopt.objectives.value import clipped_value_loss, explained_variance
 from policyopt.types import Clock, Part, Rollouts
@@ -17,16 +19,22 @@ from policyopt.types import Clock, Part, Rollouts
 
 @dataclass(frozen=True, kw_only=True)
 class Critic(Part):
-    """A value network of the policy's own shape with its own optimizer.
+    """A value network of the policy's own shape, trained apart from it with its own optimizer.
 
-    clip: PPO's value clip around the values at collection (None: plain squared error). ``start`` is what it starts from in
-    the place of the policy's weights: a reward model, or the critic of a finished stage.
+    epochs, minibatches: None takes the policy's; there are never more minibatches than rows. clip: PPO's value clip around
+    the values at collection (None: plain squared error). ``start`` is what it starts from in the place of the policy's
+    weights: a reward model, or the critic of a finished stage. It learns from the collected batch of the name ``batch``,
+    which may be missing in a step; one that is not the "rollouts" is given its ``returns`` by ``credit``.
     """
 
     gives: ClassVar[tuple[str, ...]] = ("value", "next_value")
     optimizer: Adam = Adam()
     clip: float | None = None
     start: Any = field(default=None, repr=False)
+    epochs: int | None = None
+    minibatches: int | None = None
+    batch: str = "rollouts"
+    credit: tuple[Credit, ...] = ()
 
     def build(self, policy: Any, seed: int) -> LiveCritic:
         model = (policy if self.start is None else self.start).critic(seed)
@@ -47,6 +55,27 @@ class LiveCritic:
         value, next_value = self.model.values(batch, limit)
         return batch.replace(value=value, next_value=next_value)
 
+    def train(
+        self, batches: Mapping[str, Rollouts], epochs: int, pieces: int, clock: Clock, limit: int
+    ) -> dict[str, Tensor | float]:
+        """All updates on what a step collected; ``epochs`` and ``pieces`` (minibatches) are the policy's."""
+        settings = self.settings
+        if settings.batch not in batches:
+            return {}
+        batch = batches[settings.batch]
+        if batch.value is None:
+            batch = self.annotate(batch, limit)
+        for credit in settings.credit:
+            batch = credit(batch)
+        count = min(settings.minibatches or pieces, len(batch))
+        updates = [
+            self.update(piece["rollouts"], clock, limit)
+            for epoch in range(settings.epochs or epochs)
+            for piece in minibatches({"rollouts": batch}, count, clock.generator(f"minibatches-{epoch}"))
+        ]
+        explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
+        return {**mean_metrics(updates), "value/explained_variance": explained}
+
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
         """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""
         batch = batch.replace(share=TokenMean()(batch))
@@ -60,11 +89,6 @@ class LiveCritic:
             total += loss.detach()
         self.optimizer.step(total, clock)
         return {"loss/value": total}
-
-    @staticmethod
-    def explained(batch: Rollouts) -> dict[str, Tensor | float]:
-        """How much of the returns' variance the values at collection explain, over a whole step's batch."""
-        return {"value/explained_variance": explained_variance(batch.value[batch.mask], batch.returns[batch.mask])}
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -32,6 +32,5 @@ class CriticTraining(OnPolicy):
 class CriticTrainingLearner(OnPolicyLearner):
     """``critic`` is what later stages start theirs from."""
 
-    def _update(self, pieces: dict[str, Any], number: str) -> dict[str, Tensor | float]:
-        assert self.critic is not None
-        return self.critic.update(pieces["rollouts"], self.clock, self.limit)
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
+        return {}

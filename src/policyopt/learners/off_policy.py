@@ -340,7 +340,10 @@ class ExploringPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Acting(Part):
-    """Who acts with an agent: its actor. Others may put something between the actor and the environment."""
+    """Who acts with an agent: its actor. Others may put something between the actor and the environment, or act in
+    ``discrete`` choices."""
+
+    discrete: ClassVar[bool] = False
 
     def modules(self, problem: Any, policy: Any) -> dict[str, nn.Module]:
         """Networks that acting needs and nothing trains, made from the ``policy`` that the learner was given."""
@@ -414,10 +417,11 @@ class OffPolicyLearner:
 
     def __init__(self, method: OffPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         spaces = getattr(problem, "spaces", None)
-        if spaces is None or spaces.discrete or spaces.objectives:
+        if spaces is None or spaces.objectives or spaces.discrete != method.acting.discrete:
+            kind, such = ("discrete", "four-rooms") if method.acting.discrete else ("continuous", "gym:Pendulum-v1")
             raise ValueError(
-                f"{getattr(problem, 'name', problem)!r} does not fit: off-policy learning needs a control problem with "
-                "continuous actions and one reward, such as two-gap or gym:Pendulum-v1"
+                f"{getattr(problem, 'name', problem)!r} does not fit: this method needs a control problem with {kind} actions "
+                f"and one reward, such as {such}"
             )
         self.method, self.problem, self.budget = method, problem, budget
         self.clock = Clock(seed=seed)

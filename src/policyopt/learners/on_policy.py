@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from policyopt.credit.groups import Credit
 from policyopt.learners.annotators import Annotator, evaluated
+from policyopt.learners.columns import check_columns
 from policyopt.learners.critic import Critic
-from policyopt.learners.update import Adam, divided
+from policyopt.learners.update import Adam, divided, mean_metrics, minibatches
 from policyopt.models.mlp import Architecture
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
 from policyopt.rollouts.language import Groups
@@ -48,32 +49,13 @@ class OnPolicy:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be a positive number of tokens, got {self.micro_batch}")
 
+    def stages(self) -> tuple[Part, ...]:
+        """Its parts in the order in which they work."""
+        critic = () if self.critic is None else (self.critic,)
+        return (self.collector, *self.annotators, *critic, *self.credit, self.objective)
+
     def learner(self, problem: Any, policy: Any = None, *, seed: int, budget: Budget | None = None) -> OnPolicyLearner:
         return OnPolicyLearner(self, problem, policy, seed, budget)
-
-
-def check_columns(method: OnPolicy) -> None:
-    """Raise ValueError where a part reads a column that nothing before it gives."""
-    critic = () if method.critic is None else (method.critic,)
-    stages: tuple[Any, ...] = (method.collector, *method.annotators, *critic, *method.credit, method.objective)
-    given = {"actions", "mask"}
-    for part in (piece for stage in stages for piece in nested_parts(stage)):
-        if missing := [column for column in part.needs if column not in given]:
-            raise ValueError(
-                f"{type(part).__name__} reads the column {missing[0]!r}, which no part before it gives; there are "
-                f"{', '.join(sorted(given))}. Add a part that gives it (`policyopt methods` shows the parts of each method)"
-            )
-        given |= set(part.gives)
-
-
-def nested_parts(part: Part) -> Iterator[Part]:
-    """The parts inside ``part``, then itself: what is inside works first."""
-    for item in fields(part):
-        value = getattr(part, item.name)
-        for inner in value if isinstance(value, tuple) else (value,):
-            if isinstance(inner, Part):
-                yield from nested_parts(inner)
-    yield part
 
 
 def default_learning_rate(policy: Any) -> float:
@@ -86,7 +68,7 @@ class OnPolicyLearner:
     """The live method: policy, critic, optimizers, memories, clock."""
 
     def __init__(self, method: OnPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
-        check_columns(method)
+        check_columns(method.stages())
         if policy is None:
             if method.policy is None:
                 raise ValueError("this method trains a policy: give one (on the command line: --policy)")
@@ -96,6 +78,7 @@ class OnPolicyLearner:
         sampling = getattr(method.collector, "sampling", None)
         if sampling is not None:
             policy.temperature = sampling.temperature or 1.0
+        self.objectives = {"rollouts": method.objective, **method.objectives}
         self.limit = method.micro_batch or policy.default_micro_batch()
         self.models = {f"annotators.{i}": part.build(policy, seed) for i, part in enumerate(method.annotators)}
         self.critic = None if method.critic is None else method.critic.build(policy, seed)
@@ -112,15 +95,10 @@ class OnPolicyLearner:
         for name, objective in self.method.objectives.items():
             batches[name] = self._annotated(batches[name], objective.needs)
         batches["rollouts"] = self._credited(batches["rollouts"])
-        updates = []
-        for epoch in range(self.method.epochs):
-            order = self.clock.generator(f"minibatches-{epoch}")
-            whole = self.method.objective.whole_groups
-            pieces = minibatches(batches, self.method.minibatches, order, whole)
-            updates += [self._update(piece, f"{epoch}-{i}") for i, piece in enumerate(pieces)]
-        metrics = {**collected.metrics, **{key: sum(u[key] for u in updates) / len(updates) for key in updates[0]}}
+        metrics = {**collected.metrics, **self._improve(batches)}
         if self.critic is not None:
-            metrics |= self.critic.explained(batches["rollouts"])
+            passes = self.method.epochs, self.method.minibatches
+            metrics |= self.critic.train(batches, *passes, self.clock, self.limit)
         self.clock.advance(metrics, self.budget)
         return metrics
 
@@ -140,14 +118,24 @@ class OnPolicyLearner:
             batch = credit(batch, self.memories.get(f"credit.{i}"))
         return batch
 
+    def _improve(self, batches: dict[str, Any]) -> dict[str, Tensor | float]:
+        """The policy's updates on what was collected."""
+        updates, whole = [], self.method.objective.whole_groups
+        batches = {name: batch for name, batch in batches.items() if name in self.objectives}
+        for epoch in range(self.method.epochs):
+            order = self.clock.generator(f"minibatches-{epoch}")
+            pieces = minibatches(batches, self.method.minibatches, order, whole)
+            updates += [self._update(piece, f"{epoch}-{i}") for i, piece in enumerate(pieces)]
+        return mean_metrics(updates)
+
     def _update(self, pieces: dict[str, Any], number: str) -> dict[str, Tensor | float]:
-        """One optimizer step on the sum of the objectives of the named minibatches, one critic step beside it.
+        """One optimizer step on the sum of the objectives of the named minibatches.
 
         ``number`` tells the updates of a step apart.
         """
         metrics: dict[str, Tensor | float] = {}
         total = torch.zeros((), device=self.policy.device)
-        for name, objective in {"rollouts": self.method.objective, **self.method.objectives}.items():
+        for name, objective in self.objectives.items():
             batch = objective.prepare(pieces[name])
             if objective.measures:
                 logp = evaluated(self.policy, batch, "logp", self.limit)
@@ -159,8 +147,6 @@ class OnPolicyLearner:
                 for key, value in loss.metrics.items():
                     metrics[key] = metrics[key] + value if key in metrics else value
         metrics["gradient/norm"] = self.optimizer.step(total, self.clock)
-        if self.critic is not None:
-            metrics |= self.critic.update(pieces["rollouts"], self.clock, self.limit)
         return metrics
 
     def _pieces(self, objective: Objective, batch: Rollouts) -> list[Tensor]:
@@ -207,35 +193,3 @@ class OnPolicyLearner:
             self.models[path].load_state_dict(model)
         for path, memory in state["memories"].items():
             self.memories[path].load_state_dict(memory)
-
-
-def minibatches(
-    batches: Mapping[str, Any], count: int, rng: torch.Generator, whole: bool = False
-) -> Iterator[dict[str, Any]]:
-    """``count`` pieces of every named batch, in random order; rows of a group stay side by side (they share a prompt).
-
-    ``whole``: a group is never divided.
-    """
-    if count == 1:
-        yield dict(batches)
-        return
-    pieces: dict[str, Sequence[Any]] = {}
-    for name, batch in batches.items():
-        group = getattr(batch, "group", None)
-        index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
-        groups = int(index.max()) + 1
-        if (groups if whole else len(batch)) < count:
-            what = "groups" if whole else "rows"
-            raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
-        key = torch.rand(groups, generator=rng)
-        order = key[index].argsort(stable=True)
-        sizes = _sizes(index, key, count) if whole else [len(piece) for piece in order.tensor_split(count)]
-        pieces[name] = batch[order.to(batch.device or "cpu")].split(sizes)
-    for i in range(count):
-        yield {name: pieces[name][i] for name in batches}
-
-
-def _sizes(index: Tensor, key: Tensor, count: int) -> list[int]:
-    """Rows of ``count`` pieces with equally many groups, in the order of the groups' keys; index [N] into groups."""
-    rows = index.bincount()[key.argsort(stable=True)]
-    return [int(piece.sum()) for piece in rows.tensor_split(count)]

@@ -1,9 +1,9 @@
-"""One optimizer step: schedules, clipping, and the check that nothing non-finite reaches the weights."""
+"""One optimizer step: minibatches, schedules, clipping, and the check that nothing non-finite reaches the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,3 +143,40 @@ class Optimizer:
         for i, moments in state.items():
             for name, value in moments.items():
                 self.state[name][int(i)].copy_(value)
+
+
+def mean_metrics(updates: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
+    """The mean over updates of each number that they log."""
+    return {key: sum(update[key] for update in updates) / len(updates) for key in updates[0]}
+
+
+def minibatches(
+    batches: Mapping[str, Any], count: int, rng: torch.Generator, whole: bool = False
+) -> Iterator[dict[str, Any]]:
+    """``count`` pieces of every named batch, in random order; rows of a group stay side by side (they share a prompt).
+
+    ``whole``: a group is never divided.
+    """
+    if count == 1:
+        yield dict(batches)
+        return
+    pieces: dict[str, Sequence[Any]] = {}
+    for name, batch in batches.items():
+        group = getattr(batch, "group", None)
+        index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
+        groups = int(index.max()) + 1
+        if (groups if whole else len(batch)) < count:
+            what = "groups" if whole else "rows"
+            raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
+        key = torch.rand(groups, generator=rng)
+        order = key[index].argsort(stable=True)
+        sizes = _sizes(index, key, count) if whole else [len(piece) for piece in order.tensor_split(count)]
+        pieces[name] = batch[order.to(batch.device or "cpu")].split(sizes)
+    for i in range(count):
+        yield {name: pieces[name][i] for name in batches}
+
+
+def _sizes(index: Tensor, key: Tensor, count: int) -> list[int]:
+    """Rows of ``count`` pieces with equally many groups, in the order of the groups' keys; index [N] into groups."""
+    rows = index.bincount()[key.argsort(stable=True)]
+    return [int(piece.sum()) for piece in rows.tensor_split(count)]

@@ -4,23 +4,23 @@
     SACo  = u(D) / u(D_ref),  lSACo = log u(D) / log u(D_ref),   u = number of different (s, a)
 
 D_ref is the replay of the online learner, of the same size. Numbers are digitized with 100 edges between limits that
-are the reference's for every data set; a choice counts as it is. An episode that the log leaves unfinished counts for
-coverage, not for the return. Unique pairs are counted exactly, by merging one column after the other. The measures are
-meant for deterministic problems: noise in the transitions looks like coverage.
+are the reference's for every data set; a choice counts as it is. An episode of which the log misses the beginning or
+the end counts for coverage, not for the return. Unique pairs are counted exactly, by merging one column after the
+other. The measures are meant for deterministic problems: noise in the transitions looks like coverage.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from policyopt.credit.episodes import episode_lengths, episode_returns
+from policyopt.credit.episodes import complete_episodes, episode_lengths, episode_returns
 from policyopt.methods.trajectory_weighting import positive_sided_variance
+from policyopt.rollouts.logs import beginning, joined
 from policyopt.types import Transitions
 
 FAMILY = "analyses"
@@ -93,31 +93,19 @@ def _different(numbers: NDArray[np.float64], within: Limits, bins: int) -> int:
     return count
 
 
-def finished(data: Transitions) -> Tensor:
-    """Which episodes [E] count for returns: all but a last one that the log cuts."""
-    kept = torch.ones(int(data.episode[-1]) + 1, dtype=torch.bool)
-    kept[-1] = len(kept) == 1 or bool(data.terminated[-1] | data.truncated[-1])
-    return kept
-
-
 def mixed(random: Transitions, expert: Transitions, share: float = 0.8) -> Transitions:
     """The first ``share`` of a data set of random actions, then so many expert transitions as fill its size."""
     size, first = len(random), round(share * len(random))
     if len(expert) < size - first:
         raise ValueError(f"the mixture needs {size - first} expert transitions, there are {len(expert)}")
-    head, tail = random[:first].clone(), expert[: size - first].clone()
-    head.truncated[-1:] = ~head.terminated[-1:]
-    tail.truncated[-1:] = ~tail.terminated[-1:]
-    tail.episode += int(head.episode[-1]) + 1 - int(tail.episode[0])
-    rows: Any = [head, tail]  # torch.cat joins records as it joins tensors
-    joined: Any = torch.cat(rows)
-    return joined  # type: ignore[no-any-return]
+    return joined([beginning(random, first), beginning(expert, size - first)])
 
 
 class Summary(NamedTuple):
-    """A data set in numbers; returns and lengths [E] of its episodes. NaN where no reference was given."""
+    """A data set in numbers; returns and lengths [E] of its complete episodes. NaN where no reference was given."""
 
     rows: int
+    episodes: int
     returns: Tensor
     lengths: Tensor
     states: int
@@ -135,12 +123,13 @@ def summary(
     """All measures of a log with episodes. Raises ValueError where the reference has another number of rows."""
     if reference is not None and len(reference) != len(data):
         raise ValueError(f"coverage compares data sets of one size: {len(data)} rows against {len(reference)}")
-    kept = finished(data)
+    kept = complete_episodes(data)
     returns = episode_returns(data.reward, data.episode)[kept]
     within = limits(data if reference is None else reference)
     pairs, base = unique_pairs(data, within), math.nan if reference is None else unique_pairs(reference, within)
     return Summary(
         rows=len(data),
+        episodes=len(kept),
         returns=returns,
         lengths=episode_lengths(data.episode)[kept],
         states=unique_states(data, within),

@@ -24,7 +24,7 @@ from policyopt.credit.groups import Credit, group_mean
 from policyopt.credit.scaling import RewardMoments, with_scores
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.objectives.policy_gradient import Objective
+from policyopt.objectives.policy_gradient import Objective, TokenMean, divergences
 from policyopt.objectives.preference import ranked_rows
 from policyopt.parallel import all_sum
 from policyopt.rollouts.language import Groups
@@ -39,29 +39,36 @@ def guarded(ratio: Tensor, guard: float) -> Tensor:
     return ratio.detach().clamp(1.0 / guard, guard)
 
 
-def separate_loss(q: Tensor, ratio: tuple[Tensor, Tensor], clip: float, guard: float) -> Tensor:
-    """V1 of each pair: q and both ratios have one shape."""
+def larger(plain: Tensor, clipped: Tensor) -> tuple[Tensor, Tensor]:
+    """The pessimistic one of both losses, and 1.0 where that is the clipped one."""
+    return torch.maximum(plain, clipped), (clipped > plain).float()
+
+
+def separate_loss(q: Tensor, ratio: tuple[Tensor, Tensor], clip: float, guard: float) -> tuple[Tensor, Tensor]:
+    """V1 of each pair, and which share of it is clipped: q and both ratios have one shape."""
     first, second = ratio
     near = [w.clamp(1.0 - clip, 1.0 + clip) for w in ratio]
     left, right = -q * guarded(second, guard), q * guarded(first, guard)
-    return 0.5 * (torch.maximum(left * first, left * near[0]) + torch.maximum(right * second, right * near[1]))
+    one, two = larger(left * first, left * near[0]), larger(right * second, right * near[1])
+    return 0.5 * (one[0] + two[0]), 0.5 * (one[1] + two[1])
 
 
-def joint_loss(q: Tensor, difference: Tensor, old_difference: Tensor, clip: float) -> Tensor:
-    """V2 of each pair: ½ max(-q W d, -q W clamp(d, d_old ± ε)); W = C(w₁ w₂) has to be in q."""
+def joint_loss(q: Tensor, difference: Tensor, old_difference: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """V2 of each pair, ½ max(-q W d, -q W clamp(d, d_old ± ε)), and whether it is clipped; W = C(w₁ w₂) has to be in q."""
     near = torch.minimum(torch.maximum(difference, old_difference - clip), old_difference + clip)
-    return 0.5 * torch.maximum(-q * difference, -q * near)
+    value, clipped = larger(-q * difference, -q * near)
+    return 0.5 * value, clipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairClip(Part):
     """The loss of pairs (i, j), summed over their rows: ``logp`` and ``old`` [N, T] are log-probabilities, zero outside the
-    mask; q [M], i and j [M] row indices. → [M]."""
+    mask; q [M], i and j [M] row indices. → the losses [M], and how much of each is clipped [M], in what ``divisor`` counts."""
 
     clip: float = 0.2
     guard: float = 10.0
 
-    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def divisor(self, batch: Rollouts, pairs: int) -> float:
@@ -73,7 +80,7 @@ class PairClip(Part):
 class Separate(PairClip):
     """V1: each response's ratio is clipped by itself."""
 
-    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         ratio = (logp - old).sum(1).clamp(-20.0, 20.0).exp()
         return separate_loss(q, (ratio[i], ratio[j]), self.clip, self.guard)
 
@@ -82,7 +89,7 @@ class Separate(PairClip):
 class Joint(PairClip):
     """V2: the difference of the log-ratios is clipped."""
 
-    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         change = (logp - old).sum(1)
         weight = guarded((change[i] + change[j]).clamp(-20.0, 20.0).exp(), self.guard)
         total, before = logp.sum(1), old.sum(1)
@@ -93,13 +100,13 @@ class Joint(PairClip):
 class TokenClip(PairClip):
     """V2 with the clamp on every token's log-probability; divided by the tokens of both responses."""
 
-    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, logp: Tensor, old: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         change = (logp - old).sum(1)
         weight = (q * guarded((change[i] + change[j]).clamp(-20.0, 20.0).exp(), self.guard))[:, None]
         near = torch.minimum(torch.maximum(logp, old - self.clip), old + self.clip)
-        first = torch.maximum(-weight * logp[i], -weight * near[i])
-        second = torch.maximum(weight * logp[j], weight * near[j])
-        return (first + second).sum(1)
+        first, one = larger(-weight * logp[i], -weight * near[i])
+        second, two = larger(weight * logp[j], weight * near[j])
+        return (first + second).sum(1), (one + two).sum(1)
 
     def divisor(self, batch: Rollouts, pairs: int) -> float:
         size = len(batch) and 2 * pairs / len(batch)  # pairs that a row is in
@@ -118,8 +125,9 @@ class PairwisePolicyGradient(Objective):
     def prepare(self, batch: Rollouts) -> Rollouts:
         lists = ranked_rows(batch)
         pairs = len(lists) * lists.shape[1] * (lists.shape[1] - 1) // 2
-        total = all_sum(torch.tensor(self.clip.divisor(batch, pairs)))
-        return batch.replace(share=torch.full((len(batch), 2), 1.0 / float(total), device=batch.mask.device))
+        share = 1.0 / float(all_sum(torch.tensor(self.clip.divisor(batch, pairs))))
+        counts = TokenMean()(batch)
+        return batch.replace(share=torch.stack([torch.full_like(counts, share), counts], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         assert outputs.logp is not None
@@ -131,8 +139,14 @@ class PairwisePolicyGradient(Objective):
         ratio = logp.detach().sum(1) - (batch.ref_logp * batch.mask).sum(1)
         reward = batch.scores["reward"]
         q = reward[i] - reward[j] - self.beta * (ratio[i] - ratio[j])
-        value = (batch.share[i, 0] * self.clip(q, logp, old, i, j)).sum()
-        return Loss(value, {"loss/policy": value.detach()})
+        loss, clipped = self.clip(q, logp, old, i, j)
+        value = (batch.share[i, 0, 0] * loss).sum()
+        metrics = {
+            "loss/policy": value.detach(),
+            "policy/clip_fraction": (batch.share[i, 0, 0] * clipped).sum(),
+            **divergences(outputs.logp.detach(), batch, batch.share[..., 1]),
+        }
+        return Loss(value, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
 """PPO: proximal policy optimization with a critic and generalized advantages (arXiv 1707.06347, 1506.02438).
 
 For language: a response is one episode with its reward at the end, γ = 1; the critic has the policy's own shape, starts
-from its weights with a value head of zeros, and is trained apart with its own optimizer. On a control problem
-(``policyopt train ppo --problem gym:Hopper-v5``): the same objective and advantages on steps of environments, with the
-settings that are usual for MuJoCo: observations standardized, rewards scaled by the deviation of their discounted return,
-learning rates that fall to zero over the budget.
+from its weights with a value head of zeros, and is trained apart with its own optimizer. For control (``control``, taken
+by itself where the problem is one): the same objective and advantages on steps of environments, with the settings that
+are usual for MuJoCo: observations standardized, rewards scaled by the deviation of their discounted return, learning
+rates that fall to zero over the budget.
 """
 
 from policyopt.credit.returns import GeneralizedAdvantage, RewardAtEnd
@@ -35,7 +35,7 @@ def method() -> OnPolicy:
 
 
 def control() -> OnPolicy:
-    """What ``ppo`` is on a control problem."""
+    """For environments: ``policyopt train ppo --problem gym:Hopper-v5``."""
     adam = Adam(learning_rate=3e-4, schedule=Linear(), gradient_clip=0.5, epsilon=1e-5)
     return OnPolicy(
         policy=MLP(hidden=(64, 64), standardize=True),

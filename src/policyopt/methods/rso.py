@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 import torch
 from tensordict import TensorDict
 
-from policyopt.credit.groups import Constant, Credit
+from policyopt.credit.groups import Credit
+from policyopt.credit.outcomes import Constant
 from policyopt.learners.annotators import Reference
 from policyopt.learners.gathering import Gathering, Learning
 from policyopt.learners.on_policy import OnPolicy

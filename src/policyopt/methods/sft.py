@@ -4,7 +4,7 @@ In the unified view (arXiv 2509.04419) it is a policy gradient with advantage 1 
 the batch's tokens of -log π.
 """
 
-from policyopt.credit.groups import Constant
+from policyopt.credit.outcomes import Constant
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.objectives.policy_gradient import Current, PolicyGradient, TokenMean
 from policyopt.rollouts.written import Demonstrations

@@ -10,6 +10,7 @@ they make a data set whose behaviour is better; the method itself is unchanged. 
 
 Returns are undiscounted and of the rewards as logged. Where all x are alike, up to rounding, sampling is uniform. The
 softmax is over transitions, so that length counts; the released implementations differ, and this is the paper's.
+An incomplete episode, of which the log misses the beginning or the end, has no return: its transitions are not drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from policyopt.credit.episodes import episode_lengths, episode_returns, first_rows
+from policyopt.credit.episodes import complete_episodes, episode_lengths, episode_returns, first_rows
 from policyopt.learners.data import Sampling
 from policyopt.learners.off_policy import OffPolicy
 from policyopt.types import Transitions
@@ -76,14 +77,22 @@ class EpisodeSampling(Sampling):
         raise NotImplementedError
 
     def probabilities(self, data: Transitions) -> Tensor:
-        """Raises ValueError where the data don't say which episode a row belongs to."""
+        """Raises ValueError where the data don't say which episode a row belongs to, or none is complete."""
         if data.episode is None:
             raise ValueError(
                 f"{type(self).__name__} draws whole episodes, and this data set doesn't say where they begin: it needs "
                 "the column episode (data sets of minari:… have it)"
             )
+        complete = complete_episodes(data)
+        if not complete.any():
+            raise ValueError(
+                f"{type(self).__name__} draws complete episodes, and this data set has none: the log begins or ends in the "
+                "middle of each"
+            )
         returns, lengths = episode_returns(data.reward, data.episode), episode_lengths(data.episode)
-        return self.per_episode(returns, lengths, data.observation[first_rows(data.episode)])[data.episode]
+        each, start = torch.zeros_like(returns), data.observation[first_rows(data.episode)]
+        each[complete] = self.per_episode(returns[complete], lengths[complete], start[complete])
+        return each[data.episode]
 
 
 @dataclass(frozen=True, kw_only=True)

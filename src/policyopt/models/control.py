@@ -1,11 +1,11 @@
-"""The policy of a control problem: a perceptron, Gaussian or categorical as the actions ask for."""
+"""The policy of a control problem: a perceptron, Gaussian or (once or several times) categorical, as the actions ask for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from policyopt.models.categorical import CategoricalPolicy
+from policyopt.models.categorical import CategoricalPolicy, MultiCategoricalPolicy
 from policyopt.models.gaussian import GaussianPolicy
 from policyopt.models.mlp import Architecture, PerceptronPolicy
 from policyopt.types import generator
@@ -17,6 +17,7 @@ class MLP(Architecture):
 
     hidden: tuple[int, ...] = (64, 64)
     standardize: bool = True
+    several: ClassVar[type[MultiCategoricalPolicy]] = MultiCategoricalPolicy
 
     def build(self, problem: Any, seed: int) -> PerceptronPolicy:
         """Raises ValueError for a problem without observation and action spaces."""
@@ -26,12 +27,8 @@ class MLP(Architecture):
                 f"{getattr(problem, 'name', problem)!r} is no control problem (it has no observation and action spaces): "
                 "choose one such as gym:CartPole-v1 or point-mass"
             )
+        rng, options = generator(seed, "policy"), {"objectives": spaces.objectives, "standardize": self.standardize}
+        if spaces.choices:
+            return self.several(spaces.observation, spaces.choices, self.hidden, rng, **options)
         kind = CategoricalPolicy if spaces.discrete else GaussianPolicy
-        return kind(
-            spaces.observation,
-            spaces.action,
-            self.hidden,
-            generator(seed, "policy"),
-            objectives=spaces.objectives,
-            standardize=self.standardize,
-        )
+        return kind(spaces.observation, spaces.action, self.hidden, rng, **options)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 
 from policyopt.models.mlp import PerceptronPolicy
 
@@ -48,3 +49,7 @@ class GaussianPolicy(PerceptronPolicy):
         logp = self.logp(outputs, actions)
         entropy = (self.log_deviation + 0.5 + HALF_LOG_TWO_PI).sum()
         return logp, entropy.expand(logp.shape)
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        deviation = self.log_deviation.exp()
+        return Independent(Normal(self(observations), deviation, validate_args=False), 1, validate_args=False)

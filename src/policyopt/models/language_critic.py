@@ -44,11 +44,15 @@ class LanguageCritic:
 
     @torch.no_grad()
     def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:
-        """(value, next_value) [N, T]; nothing follows a row's last step, since a response is one episode."""
-        value = torch.zeros(batch.mask.shape, device=batch.mask.device)
-        for rows in self.micro_batches(batch, limit):
-            value = value.index_copy(0, rows, self.value(batch[rows]))
-        return value, torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
+        """(value, next_value) [N, T] of the states before and after each step, the one behind a row's last token included."""
+        actions = torch.cat([batch.actions, torch.zeros_like(batch.actions[:, :1])], 1)
+        behind = torch.arange(actions.shape[1], device=actions.device) == batch.length[:, None]
+        mask = torch.cat([batch.mask, torch.zeros_like(batch.mask[:, :1])], 1) | behind
+        longer = batch.replace(actions=actions, mask=mask, length=batch.length + 1)
+        value = torch.zeros(mask.shape, device=mask.device)
+        for rows in self.micro_batches(longer, limit):
+            value = value.index_copy(0, rows, self.value(longer[rows]))
+        return value[:, :-1] * batch.mask, value[:, 1:]
 
     def micro_batches(self, batch: Rollouts, tokens: int) -> list[Tensor]:
         return self.policy.micro_batches(batch, tokens)

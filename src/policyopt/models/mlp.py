@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from policyopt.credit.scaling import merge_moments
 from policyopt.models.layers import Layers
@@ -143,6 +144,10 @@ class PerceptronPolicy(Perceptron):
     def play(self, observation: Tensor, rng: torch.Generator) -> Tensor:
         """observation [N, S] → actions [N] or [N, A] alone; ``evaluate`` says of all of them at once how likely they were."""
         return self.draw(self.forward(observation.to(self.device)), rng)
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        """π(· | s) for observations […, S], with gradient: log-probabilities and exact divergences."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def act(

@@ -24,8 +24,18 @@ def tanh_gaussian(mean: Tensor, log_deviation: Tensor, noise: Tensor) -> tuple[T
     """
     u = mean + log_deviation.exp() * noise
     gaussian = -0.5 * noise.square() - log_deviation - 0.5 * math.log(2.0 * math.pi)
-    squash = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
-    return u.tanh(), (gaussian - squash).sum(-1)
+    return u.tanh(), (gaussian - log_squash(u)).sum(-1)
+
+
+def tanh_gaussian_logp(u: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """The log-density of each number of the action tanh(u) by itself, all [N, A]; their sum is the action's."""
+    standard = (u - mean) * (-log_deviation).exp()
+    return -0.5 * standard.square() - log_deviation - 0.5 * math.log(2.0 * math.pi) - log_squash(u)
+
+
+def log_squash(u: Tensor) -> Tensor:
+    """log(1 − tanh² u)."""
+    return 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
 
 
 def multilayer_perceptron(sizes: Sequence[int], activation: Callable[[], nn.Module], layer_norm: bool) -> Layers:

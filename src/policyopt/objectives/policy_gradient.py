@@ -43,6 +43,17 @@ def k3(difference: Tensor) -> Tensor:
     return difference.expm1() - difference
 
 
+def divergences(logp: Tensor, batch: Rollouts, count: Tensor) -> dict[str, Tensor]:
+    """How far the policy has moved from the one that sampled: KL(π_old ‖ π) by three estimators, Σ count · k.
+
+    logp [N, T] detached; count [N, T] each step's share of a mean over active steps. Nothing where no old one is known.
+    """
+    if batch.old_logp is None and batch.behaviour_logp is None:
+        return {}
+    difference = log_ratio(logp, batch)  # the samples are π_old's, so that π has the reference's place
+    return {f"policy/kl_{k.__name__}": (count * k(difference)).sum() for k in (k1, k2, k3)}
+
+
 # -- denominators: what the likelihood gradient is divided by
 
 
@@ -209,12 +220,13 @@ class PolicyGradient(Objective):
     def prepare(self, batch: Rollouts) -> Rollouts:
         counts = TokenMean()(batch)
         shares = counts if self.aggregation == TokenMean() else self.aggregation(batch)
-        return batch.replace(share=torch.stack([shares, counts], -1))
+        centred = counts * (batch.advantage - all_sum((counts * batch.advantage).sum()))
+        return batch.replace(share=torch.stack([shares, counts, centred], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         logp, advantage = outputs.logp, batch.advantage
         assert logp is not None
-        share, count = batch.share.unbind(-1)
+        share, count, centred = batch.share.unbind(-1)
         surrogate, weight = self.denominator.surrogate(logp, batch)
         factor, value = self.stabilization(surrogate, advantage, logp, batch)
         gradient = -factor * advantage * weight
@@ -222,9 +234,9 @@ class PolicyGradient(Objective):
         metrics = {
             "loss/policy": policy.detach(),
             "policy/clip_fraction": (count * (factor == 0)).sum(),
+            "policy/covariance": (centred * logp.detach()).sum(),
+            **divergences(logp.detach(), batch, count),
         }
-        if batch.old_logp is not None or batch.behaviour_logp is not None:
-            metrics["policy/kl"] = (count * k3(-log_ratio(logp.detach(), batch))).sum()
         total = policy
         for regularizer in self.regularizers:
             term = (share * regularizer(outputs, batch)).sum()

@@ -18,4 +18,4 @@ def clipped_value_loss(value: Tensor, returns: Tensor, old_value: Tensor, clip: 
 
 def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
     """1 - Var(returns - value) / Var(returns); NaN where the returns do not vary."""
-    return 1 - (returns - value).var() / returns.var()
+    return 1 - (returns - value).var(correction=0) / returns.var(correction=0)

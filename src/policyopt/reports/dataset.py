@@ -17,13 +17,13 @@ def table(found: Summary, name: str) -> Table:
     shown = Table(title=name)
     shown.add_column("measure")
     shown.add_column("value", justify="right")
-    quantiles = found.returns.quantile(found.returns.new_tensor([0.0, 0.5, 1.0])).tolist()
+    spread = [found.returns.quantile(q).item() for q in (0.0, 0.5, 1.0) if len(found.returns)]
     rows = {
         "rows": f"{found.rows}",
-        "episodes": f"{len(found.returns)}",
+        "complete episodes, of all": f"{len(found.returns)} of {found.episodes}",
         "steps an episode, mean": f"{float(found.lengths.double().mean()):.1f}",
         "return, mean": f"{float(found.returns.mean()):.3f}",
-        "return, least / median / greatest": " / ".join(f"{q:.3f}" for q in quantiles),
+        "return, least / median / greatest": " / ".join(f"{q:.3f}" for q in spread),
         "positive-sided variance of returns": f"{found.positive_variance:.4g}",
         "share of zero rewards": f"{found.zero_rewards:.3f}",
         "different states": f"{found.states}",

@@ -25,7 +25,9 @@ GROUPS = {
 }
 UNITS = {
     "policy/entropy": "nats a step",
-    "policy/kl": "nats a step",
+    "policy/kl_k1": "nats a step",
+    "policy/kl_k2": "nats a step",
+    "policy/kl_k3": "nats a step",
     "response/length": "tokens",
     "cost/tokens": "generated tokens",
     "cost/env_steps": "environment steps",

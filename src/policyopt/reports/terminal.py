@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from policyopt import registry
 from policyopt.training.config import describe, difference, flat
@@ -25,11 +26,20 @@ def verdict(slug: str, results: Path) -> str:
 
 
 def methods_table(results: Path) -> Table:
-    """All methods by family."""
-    table = Table("method", "family", "what it is", "variants", "claim", title="policyopt methods")
-    for entry in sorted(registry.methods().values(), key=lambda e: (e.family, e.slug)):
-        state = verdict(entry.slug, results)
-        table.add_row(entry.slug, entry.family, escape(entry.title), ", ".join(entry.variants), state)
+    """All methods, a section for each family."""
+    table = Table(
+        Column("method", no_wrap=True),
+        Column("what it is", ratio=2),
+        Column("variants", ratio=1),
+        Column("claim", no_wrap=True),
+    )
+    entries = sorted(registry.methods().values(), key=lambda e: (e.family, e.slug))
+    for family, members in groupby(entries, key=lambda e: e.family):
+        table.add_section()
+        table.add_row(f"[bold]{escape(family)}[/bold]")
+        for entry in members:
+            variants = ", ".join(entry.variants)
+            table.add_row(entry.slug, escape(entry.title), variants, verdict(entry.slug, results))
     return table
 
 

@@ -21,22 +21,30 @@ def _order(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "prompts", epoch))
 
 
-def prompt_ids(problem: Any, count: int, clock: Clock) -> list[int]:
+def prompt_ids(problem: Any, count: int, clock: Clock, first: int | None = None) -> list[int]:
     """The next ``count`` training prompts: every prompt once an epoch, in an order drawn anew for each epoch.
 
-    A function of the clock alone, so that nothing has to be remembered.
+    A function of the clock alone, so that nothing has to be remembered; where the number differs from step to step,
+    ``first`` says how many were served before.
     """
     size = problem.size("train")
     if size < 1:
         raise ValueError(f"{problem.name} has no training prompts")
-    position = torch.arange(count) + clock.step * count
+    position = torch.arange(count) + (clock.step * count if first is None else first)
     return [int(_order(size, clock.seed, int(p) // size)[int(p) % size]) for p in position]
 
 
 def respond(
-    policy: LanguagePolicy, problem: Any, ids: Sequence[int], samples: int, sampling: Sampling, rng: torch.Generator
+    policy: LanguagePolicy,
+    problem: Any,
+    ids: Sequence[int],
+    samples: int,
+    sampling: Sampling,
+    rng: torch.Generator,
+    *,
+    keep: bool = False,
 ) -> Continuations:
-    """``samples`` responses to each of the prompts ``ids``, as the problem limits and stops them."""
+    """``samples`` responses to each of the prompts ``ids``, as the problem limits and stops them; ``keep`` for cuts."""
     return policy.extend(
         policy.encode(problem.prompts(ids)),
         samples,
@@ -44,18 +52,29 @@ def respond(
         rng,
         max_new_tokens=sampling.max_new_tokens or problem.max_new_tokens,
         stop=problem.stop,
+        keep=keep,
     )
 
 
-def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sampled: Continuations) -> Rollouts:
-    """Continuations of the prompts ``ids``, scored → Rollouts [M].
+def scored_rollouts(
+    policy: LanguagePolicy, problem: Any, ids: Sequence[int], sampled: Continuations, texts: Sequence[str] | None = None
+) -> Rollouts:
+    """Continuations of the prompts ``ids``, one id a prefix, scored → Rollouts [M].
 
-    A response that was cut by the length limit is scored as it stands (``truncated`` marks its last token).
+    A response that was cut by the length limit is scored as it stands (``truncated`` marks its last token). ``texts`` [M]
+    are what is scored where a prefix holds a part of the response already.
     """
     repeated = [i for i in ids for _ in range(sampled.samples)]
-    scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length))
+    scores = problem.score(repeated, policy.decode(sampled.actions, sampled.length) if texts is None else texts)
     check_scores(scores, repeated, problem.name)
-    device, count = sampled.length.device, len(repeated)
+    device = sampled.length.device
+    kept = {name: value.to(device) for name, value in scores.items()}
+    return continued_rows(ids, sampled).replace(scores=TensorDict(kept, [len(repeated)]))  # rows follow an index
+
+
+def continued_rows(ids: Sequence[int], sampled: Continuations) -> Rollouts:
+    """Continuations of the prompts ``ids`` → Rollouts [M] without scores; their prefixes are the rows' prompts."""
+    device, count = sampled.length.device, len(sampled.length)
     prompt, prompt_length = padded(sampled.prefixes)
     step = torch.arange(sampled.actions.shape[1], device=device)
     last = step == sampled.length[:, None] - 1
@@ -68,8 +87,7 @@ def scored_rollouts(policy: LanguagePolicy, problem: Any, ids: Sequence[int], sa
         terminated=last & sampled.finished[:, None],
         truncated=last & ~sampled.finished[:, None],
         group=torch.arange(count, device=device) // sampled.samples,
-        prompt_id=torch.tensor(repeated, device=device),
-        scores=TensorDict({name: value.to(device) for name, value in scores.items()}, [count]),  # rows follow an index
+        prompt_id=torch.tensor(ids, device=device).repeat_interleave(sampled.samples),
         prompt=prompt.repeat_interleave(sampled.samples, 0),
         prompt_length=prompt_length.repeat_interleave(sampled.samples),
         length=sampled.length,
@@ -92,7 +110,7 @@ def check_scores(scores: Scores, ids: Sequence[int], problem: str) -> None:
 
 
 def response_metrics(batch: Rollouts, sampled: Continuations) -> dict[str, Tensor | float]:
-    """What every language collector logs; entropy is a mean over sampled tokens."""
+    """What every language collector logs; entropy is a mean over sampled tokens, positions are the decoder's steps."""
     active = batch.mask.sum()
     metrics: dict[str, Tensor | float] = {
         f"reward/{'mean' if name == 'reward' else name}": value.mean() for name, value in batch.scores.items()
@@ -103,6 +121,7 @@ def response_metrics(batch: Rollouts, sampled: Continuations) -> dict[str, Tenso
         "policy/entropy": (batch.entropy * batch.mask).sum() / active,
         "cost/tokens": sampled.sampled_tokens,
         "cost/forward_tokens": sampled.forward_tokens,
+        "cost/positions": sampled.actions.shape[1],
     }
     return metrics
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policyopt.credit.episodes import numbered
+from policyopt.credit.episodes import complete_episodes, numbered
 from policyopt.types import Transitions
 
 SIDE_BY_SIDE = 16
@@ -30,7 +30,8 @@ class UniformPolicy:
 def logged(
     policy: Any, problem: Any, steps: int, seed: int, rng: torch.Generator, progress: Callable[[int], None]
 ) -> Transitions:
-    """``steps`` transitions [N] of the policy acting as in training, in whole episodes but for those that the end cuts.
+    """``steps`` transitions [N] of the policy acting as in training, in whole episodes but for those that the end cuts, which
+    are incomplete.
 
     ``progress`` is told the number of steps after each move. Up to 16 environments run side by side.
     """
@@ -45,17 +46,26 @@ def logged(
         )
         progress(width)
     columns = [np.stack(c, 1) for c in zip(*moves, strict=True)]  # [width, T, …]
-    columns[5][:, -1] |= ~columns[4][:, -1]
-    flat = [torch.from_numpy(c.reshape(-1, *c.shape[2:])[:steps].copy()) for c in columns]
-    return _closed(*flat)
+    last = np.zeros((width, len(moves)), bool)
+    last[:, -1] = True
+    flat = [torch.from_numpy(c.reshape(-1, *c.shape[2:])[:steps].copy()) for c in (*columns, last)]
+    return _closed(flat)
 
 
-def _closed(
-    observation: Tensor, action: Tensor, reward: Tensor, following: Tensor, terminated: Tensor, truncated: Tensor
-) -> Transitions:
-    """The columns of a log whose last row ends its episode; a termination is no truncation."""
-    truncated = truncated & ~terminated
-    truncated[-1] = ~terminated[-1]
+def _closed(columns: Sequence[Tensor], begins: bool = True) -> Transitions:
+    """A log of the columns observation, action, reward, next_observation, terminated, truncated and last, [N] each.
+
+    Nothing follows the rows that are ``last``: an episode that goes on there is truncated and incomplete, as is the first
+    one unless the log ``begins`` with its beginning. A termination is no truncation.
+    """
+    observation, action, reward, following, terminated, truncated, last = columns
+    last[-1] = True
+    cut = last & ~terminated & ~truncated
+    truncated = (truncated | cut) & ~terminated
+    episode = numbered(terminated | truncated)
+    complete = torch.ones(int(episode[-1]) + 1, dtype=torch.bool)
+    complete[episode[cut]] = False
+    complete[0] &= begins
     return Transitions(
         observation=observation,
         action=action,
@@ -63,7 +73,8 @@ def _closed(
         next_observation=following,
         terminated=terminated,
         truncated=truncated,
-        episode=numbered(terminated | truncated),
+        episode=episode,
+        complete=complete[episode],
         batch_size=[len(reward)],
     )
 
@@ -73,7 +84,8 @@ def replayed(memory: Any, steps: int) -> Transitions:
     begin where this one led. Raises ValueError where the memory holds fewer or its rows don't follow one another."""
     if len(memory) < steps:
         raise ValueError(f"the run's memory holds {len(memory)} transitions, {steps} were asked for")
-    order = (memory.added - steps + torch.arange(steps)) % memory.capacity
+    before = min(len(memory) - steps, 1)  # a row that tells whether the first one begins an episode
+    order = (memory.added - steps - before + torch.arange(before + steps)) % memory.capacity
     names = ("observation", "action", "reward", "next_observation", "terminated")
     columns = [memory.columns[name][order] for name in names]
     apart = ~torch.isclose(columns[0][1:], columns[3][:-1], atol=1e-6).all(1)
@@ -81,15 +93,26 @@ def replayed(memory: Any, steps: int) -> Transitions:
         raise ValueError(
             "the run's memory mixes several environments: its episodes can't be told apart (environments=1)"
         )
-    observation, action, reward, following, terminated = columns
-    return _closed(observation, action, reward, following, terminated, torch.cat([apart, apart.new_ones(1)]))
+    begins = memory.added == steps or (before == 1 and bool(columns[4][0] | apart[0]))
+    ended = torch.cat([apart, apart.new_zeros(1)])
+    return _closed([column[before:] for column in (*columns, ended, torch.zeros_like(ended))], begins)
+
+
+def beginning(data: Transitions, steps: int) -> Transitions:
+    """The first ``steps`` transitions of a log, the last episode incomplete where this cuts it."""
+    kept = data[:steps].clone()
+    kept.complete = complete_episodes(data)[kept.episode]
+    if not bool(kept.terminated[-1] | kept.truncated[-1]):
+        kept.truncated[-1] = True
+        kept.complete[kept.episode == kept.episode[-1]] = False
+    return kept
 
 
 def joined(parts: Sequence[Transitions]) -> Transitions:
     """Logs one after the other, their episodes counted on."""
     shifted, count = [], 0
     for part in parts:
-        shifted.append(part.replace(episode=part.episode + count))
+        shifted.append(part.replace(episode=part.episode + count, complete=complete_episodes(part)[part.episode]))
         count += int(part.episode[-1]) + 1
     rows: Any = shifted  # torch.cat joins records as it joins tensors
     whole: Any = torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Checks of a data set before anything is learned from it."""
+"""Checks of a data set, wherever it comes from, before anything is learned or said of it."""
 
 from __future__ import annotations
 
@@ -19,45 +19,66 @@ def checked(problem: Any) -> Transitions:
             f"{getattr(problem, 'name', problem)!r} has no data set (no ``transitions``), which offline learning needs"
         )
     data: Transitions = problem.transitions()
-    spaces, count = problem.spaces, data.batch_size[0]
+    spaces, count, where = problem.spaces, len(data), f"the data set of {problem.name}"
     if not count:
-        raise ValueError(f"the data set of {problem.name} is empty: it needs at least one transition")
+        raise ValueError(f"{where} is empty: it needs at least one transition")
     wanted = {
         "observation": (count, spaces.observation),
-        "action": (count, spaces.action),
+        "action": (count,) if spaces.discrete else (count, spaces.action),
         "reward": (count,),
         "next_observation": (count, spaces.observation),
         "terminated": (count,),
     }
     for name, shape in wanted.items():
-        _check(problem.name, name, getattr(data, name), shape)
-    _within(problem.name, data.action)
+        _check_column(where, name, getattr(data, name), shape)
+    _check_actions(where, data.action, spaces)
+    if data.episode is not None:
+        _check_ends(where, data)
     return data
 
 
-def _check(where: str, name: str, column: Tensor, shape: tuple[int, ...]) -> None:
+def _check_column(where: str, name: str, column: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(column.shape) != shape:
-        raise ValueError(f"the data set of {where}: {name} has the shape {tuple(column.shape)}, expected {shape}")
+        raise ValueError(f"{where}: {name} has the shape {tuple(column.shape)}, expected {shape}")
     if name == "terminated":
         if column.dtype != torch.bool:
-            raise ValueError(f"the data set of {where}: terminated must be of type bool, got {column.dtype}")
-        return
-    if bool((bad := ~torch.isfinite(column)).any()):
-        row = bad.nonzero()[0].tolist()
+            raise ValueError(f"{where}: terminated must be of type bool, got {column.dtype}")
+    elif bool((bad := ~torch.isfinite(column)).any()):
+        raise ValueError(f"{where}: {_first(name, column, bad)}; every number has to be finite")
+
+
+def _check_actions(where: str, action: Tensor, spaces: Any) -> None:
+    if spaces.discrete:
+        if bool((bad := (action < 0) | (action >= spaces.action) | (action != action.round())).any()):
+            raise ValueError(
+                f"{where}: {_first('action', action, bad)}; choices are whole, from 0 to {spaces.action - 1}"
+            )
+    elif bool((bad := action.abs() > 1.0 + SLACK).any()):
+        number = int(bad.nonzero()[0, 1])
+        meant = f", which stand for {spaces.low[number]:g} to {spaces.high[number]:g}" if spaces.low else ""
         raise ValueError(
-            f"the data set of {where}: row {row[0]} of {name}{_number(row)} is {float(column[tuple(row)])}; every number "
-            "has to be finite"
+            f"{where}: {_first('action', action, bad)}; actions lie in [-1, 1]{meant}: scale them from the environment's "
+            "bounds (problems.control.environments.to_unit)"
         )
 
 
-def _within(where: str, action: Tensor) -> None:
-    if bool((bad := action.abs() > 1.0 + SLACK).any()):
-        row = bad.nonzero()[0].tolist()
+def _check_ends(where: str, data: Transitions) -> None:
+    """Every episode has its end at its last row, and at no other."""
+    last = torch.diff(data.episode, append=data.episode[-1:] + 1) != 0
+    wrong = last != (data.terminated | data.truncated)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        said = (
+            "is its last row and neither terminated nor truncated" if last[row] else "ends it and is not its last row"
+        )
         raise ValueError(
-            f"the data set of {where}: row {row[0]} of action{_number(row)} is {float(action[tuple(row)]):g}; actions lie "
-            "in [-1, 1]: scale them from the environment's bounds (problems.control.environments.to_unit)"
+            f"{where}: row {row} of episode {int(data.episode[row])} {said}; an episode ends with its last row and with no "
+            "other"
         )
 
 
-def _number(row: list[int]) -> str:
-    return f", number {row[1]}," if len(row) > 1 else ""
+def _first(name: str, column: Tensor, bad: Tensor) -> str:
+    """Row, column and number of the first bad one."""
+    place = bad.nonzero()[0].tolist()
+    number = f", number {place[1]}," if len(place) > 1 else ""
+    return f"row {place[0]} of {name}{number} is {float(column[tuple(place)]):g}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from policyopt.credit.groups import Constant
+from policyopt.credit.outcomes import Constant
 from policyopt.learners.annotators import Reference
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.learners.reward_model import BradleyTerry, Rewarded

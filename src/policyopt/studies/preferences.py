@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,13 @@ def within(points: list[tuple[float, float]], limit: float) -> float:
     return max(reward for reward, divergence in points if divergence <= limit)
 
 
+def frontier(points: list[tuple[float, float]], levels: Sequence[float]) -> float:
+    """The mean over divergences ``levels`` of the best reward of (reward, divergence) points up to it, by straight lines."""
+    ordered = sorted((divergence, reward) for reward, divergence in points)
+    best = np.maximum.accumulate([reward for _, reward in ordered])
+    return float(np.interp(levels, [divergence for divergence, _ in ordered], best).mean())
+
+
 def shortened(method: Any) -> Any:
     """Stages with one update each but the last."""
     if not isinstance(method, Stages):
@@ -109,4 +117,5 @@ class Strings:
             "auc": sum(rewards[1:]) / len(rewards[1:]),
             "curve/x": spent,
             "curve/reward": rewards,
+            "curve/divergence": [divergence for _, divergence in points],
         }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from policyopt.credit.groups import Constant, Credit
+from policyopt.credit.groups import Credit
+from policyopt.credit.outcomes import Constant
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.learners.stages import Stages
 from policyopt.learners.update import Adam

@@ -37,12 +37,23 @@ class Pictures(Count):
     observation_space = spaces.Dict({"x": spaces.Discrete(2)})
 
 
+class Levers(Count):
+    """Rewards its two levers' places, which are counted from 1 and from 0."""
+
+    action_space = spaces.MultiDiscrete([2, 3], start=[1, 0])
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t += 1
+        return np.array([self.t]), float(action @ [10, 1]), False, False, {}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _registered():
-    for name, kind in (("Count-v0", Count), ("Broken-v0", Broken), ("Pictures-v0", Pictures)):
+    for name, kind in (("Count-v0", Count), ("Broken-v0", Broken), ("Pictures-v0", Pictures), ("Levers-v0", Levers)):
         gymnasium.register(id=name, entry_point=kind, max_episode_steps=5)
     yield
-    for name in ("Count-v0", "Broken-v0", "Pictures-v0"):
+    for name in ("Count-v0", "Broken-v0", "Pictures-v0", "Levers-v0"):
         gymnasium.registry.pop(name)
 
 
@@ -117,6 +128,12 @@ def test_vector_rewards_and_discrete_observations():
     np.testing.assert_array_equal(lake.make(1, 0).observations, np.eye(16)[:1])
 
 
+def test_several_choices_at_once():
+    levers = GymnasiumProblem(id="Levers-v0")
+    assert levers.spaces.choices == (2, 3) and levers.spaces.discrete
+    assert levers.make(2, 0).step(np.array([[0, 2], [1, 1]])).rewards.tolist() == [12.0, 21.0]
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"nearest: .*CartPole-v1"):
         parse("CartPol-v1")
@@ -124,7 +141,7 @@ def test_errors_say_what_to_do():
         parse("CartPole-v1,fast")
     with pytest.raises(ValueError, match="does not take the options"):
         parse("CartPole-v1,speed=3").make(1, 0)
-    with pytest.raises(ValueError, match="must be a Box or Discrete"):
+    with pytest.raises(ValueError, match="must be a Box or Discrete space"):
         parse("Pictures-v0").make(1, 0)
     broken = parse("Broken-v0").make(2, 0)
     broken.step(np.zeros(2, np.int64))

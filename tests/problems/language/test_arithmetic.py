@@ -42,6 +42,21 @@ def test_the_formats_of_the_module_docstring() -> None:
         assert line in (arithmetic.__doc__ or "")
 
 
+def test_running_sums_carry_a_slip_on_and_slip_as_often_as_said() -> None:
+    problem = arithmetic.parse("operations=+,terms=9,noise=0.12")
+    slips = right = 0
+    for prompt, response in zip(problem.prompts(range(500)), problem.demonstrations(range(500)), strict=True):
+        values = [int(digit) for digit in str(prompt)[:-1].split("+")]
+        steps = [int(step) for step in response.partition(";")[0].split(",")]
+        assert len(steps) == 8
+        assert int(response[-1]) == steps[-1]
+        before = [values[0], *steps[:-1]]
+        slips += sum((a + b) % 10 != c for a, b, c in zip(before, values[1:], steps, strict=True))
+        right += sum(values) % 10 == steps[-1]
+    assert slips / 4000 == pytest.approx(0.12, abs=0.02)
+    assert float(problem.score(range(500), problem.demonstrations(range(500)))["accuracy"].sum()) == right
+
+
 @pytest.mark.parametrize("text", VARIANTS)
 def test_right_demonstrations_score_full_marks_and_fit(text: str) -> None:
     problem = replace(arithmetic.parse(text), noise=0.0)

@@ -33,7 +33,8 @@ class Spaces:
     """Sizes: numbers in an observation; discrete choices, or numbers in an action; objectives (0: a scalar reward).
 
     Policies and data know continuous actions in [−1, 1]^A alone; ``low`` and ``high`` [A] are the bounds in the
-    environment's own units that −1 and 1 stand for. Empty where the two are the same.
+    environment's own units that −1 and 1 stand for. Empty where the two are the same. Where an action consists of several
+    discrete choices, ``choices`` [A] says among how many each of them is.
     """
 
     observation: int
@@ -42,6 +43,7 @@ class Spaces:
     objectives: int = 0
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    choices: tuple[int, ...] = ()
 
 
 class Transition(NamedTuple):
@@ -61,8 +63,8 @@ class VectorEnvironment(Protocol):
     def observations(self) -> Array: ...
 
     def step(self, actions: Array) -> Transition:
-        """actions [n] (discrete), or [n, A] in [−1, 1], which stands for the bounds of the action space; numbers beyond
-        are clipped."""
+        """actions [n] (discrete), [n, A] (several choices), or [n, A] in [−1, 1], which stands for the bounds of the
+        action space; numbers beyond are clipped."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -129,8 +131,8 @@ class Control:
 class GymnasiumProblem(Control):
     """Any registered Gymnasium (or MO-Gymnasium) environment with flat observations; ``options`` go to its constructor.
 
-    Observations: Box (flattened) or Discrete (one-hot). Actions: Box or Discrete. Rewards: a number, or a vector where
-    the environment has a ``reward_space``.
+    Observations: Box (flattened) or Discrete (one-hot). Actions: Box, Discrete or MultiDiscrete. Rewards: a
+    number, or a vector where the environment has a ``reward_space``.
     """
 
     id: str
@@ -168,17 +170,18 @@ class GymnasiumProblem(Control):
         seen, done = self._probe.observation_space, self._probe.action_space
         if not isinstance(seen, gym.Discrete | gym.Box):
             raise ValueError(f"{self.id}: observations must be a Box or Discrete space, got {seen}; flatten them")
-        if not isinstance(done, gym.Discrete | gym.Box):
-            raise ValueError(f"{self.id}: actions must be a Box or Discrete space, got {done}")
+        if not isinstance(done, gym.Discrete | gym.Box | gym.MultiDiscrete):
+            raise ValueError(f"{self.id}: actions must be a Box, Discrete or MultiDiscrete space, got {done}")
         rewards = getattr(self._probe.unwrapped, "reward_space", None)
-        bounds = [] if isinstance(done, gym.Discrete) else [done.low.ravel().tolist(), done.high.ravel().tolist()]
+        bounds = [done.low.ravel().tolist(), done.high.ravel().tolist()] if isinstance(done, gym.Box) else []
         return Spaces(
             observation=int(seen.n) if isinstance(seen, gym.Discrete) else int(np.prod(seen.shape)),
             action=int(done.n) if isinstance(done, gym.Discrete) else int(np.prod(done.shape)),
-            discrete=isinstance(done, gym.Discrete),
+            discrete=not isinstance(done, gym.Box),
             objectives=0 if rewards is None else int(rewards.shape[0]),
             low=tuple(bounds[0]) if bounds else (),
             high=tuple(bounds[1]) if bounds else (),
+            choices=tuple(done.nvec.ravel().tolist()) if isinstance(done, gym.MultiDiscrete) else (),
         )
 
     def make(self, n: int, seed: int) -> GymnasiumEnvironments:
@@ -291,9 +294,11 @@ def _encoded(space: gymnasium.Space[Any], observations: Any) -> Array:
 
 
 def _decoded(space: gymnasium.Space[Any], actions: Array) -> Any:
-    """[n] choices or [n, A] numbers → n actions of the environment's own kind."""
+    """[n] or [n, A] choices, or [n, A] numbers → n actions of the environment's own kind."""
     if isinstance(space, gym.Discrete):
         return (actions + int(space.start)).tolist()
+    if isinstance(space, gym.MultiDiscrete):
+        return actions.reshape(-1, *space.nvec.shape) + space.start
     assert isinstance(space, gym.Box)
     return from_unit(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
 

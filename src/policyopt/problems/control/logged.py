@@ -2,6 +2,8 @@
 
 The columns are kept beside the data set as .npy files and mapped into memory, so that a second reading costs nothing.
 Actions are scaled from the data set's bounds to [−1, 1]; the evaluation environment is the one that its metadata name.
+Whether an episode is complete is part of its own metadata. Here files are read; the numbers in them are looked at by
+``rollouts.transitions.checked``, as those of every other data set.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium
@@ -25,8 +28,19 @@ from gymnasium.envs.registration import EnvSpec
 from policyopt.problems.control.environments import Array, Control, GymnasiumProblem, Spaces, from_unit, to_unit
 from policyopt.types import Transitions
 
-SLACK = 1e-4  # of the action's range, for rounding
+SLACK = 1e-4  # beyond ±1, for rounding
 CACHE = "policyopt-columns"
+CACHE_VERSION = 2
+COLUMNS = (
+    "observation",
+    "action",
+    "reward",
+    "next_observation",
+    "terminated",
+    "truncated",
+    "episode",
+    "complete",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,8 @@ class Logged(Control):
         return {} if self.environment is None else super().evaluate(act, rng)
 
     def transitions(self) -> Transitions:
-        """All rows, episode after episode, mapped from disk where the folder can be written to."""
+        """All rows, episode after episode, mapped from disk where the folder can be written to. Raises ValueError where the
+        files can't be read as columns."""
         columns: dict[str, Any] = {name: torch.from_numpy(column) for name, column in _columns(self).items()}
         return Transitions(**columns, batch_size=[len(columns["reward"])])
 
@@ -103,7 +118,7 @@ def opened(source: str) -> Any:
         if folder.is_dir():
             return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
         return minari.load_dataset(source)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (FileNotFoundError, ValueError, KeyError, ImportError) as error:
         raise ValueError(
             f"cannot open the data set {source!r}: {error}. It must be a folder, or an id that `minari list local` shows "
             "(`minari download ID` fetches one)"
@@ -131,98 +146,82 @@ def _flat(space: gymnasium.Space[Any], values: Any) -> Array:
 
 def _columns(problem: Logged) -> dict[str, Array]:
     folder = Path(problem.dataset.storage.data_path)
-    state = json.dumps(
-        sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
-    )
-    cache = folder.parent / CACHE
-    if (cache / "source.json").is_file() and (cache / "source.json").read_text() == state:
-        return {file.stem: np.load(file, mmap_mode="c") for file in sorted(cache.glob("*.npy"))}
-    columns = _read(problem)
-    try:
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError:
-        return columns  # read-only: kept in memory alone
-    for name, column in columns.items():
-        np.save(fresh / f"{name}.npy", column)
-    (fresh / "source.json").write_text(state)
-    shutil.rmtree(cache, ignore_errors=True)
-    os.replace(fresh, cache)
-    return {name: np.load(cache / f"{name}.npy", mmap_mode="c") for name in columns}
+    files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
+    state, cache = json.dumps([CACHE_VERSION, files]), folder.parent / CACHE
+    if not (cache / "source.json").is_file() or (cache / "source.json").read_text() != state:
+        columns = _read(problem)
+        try:
+            with _replacing(cache) as fresh:
+                for name, column in columns.items():
+                    np.save(fresh / f"{name}.npy", column)
+                (fresh / "source.json").write_text(state)
+        except OSError:
+            return columns  # read-only: kept in memory alone
+    return {file.stem: np.load(file, mmap_mode="c") for file in sorted(cache.glob("*.npy"))}
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``folder`` when the block is through; where it fails nothing is left."""
+    with TemporaryDirectory(dir=folder.parent) as aside:
+        made = Path(aside) / folder.name
+        made.mkdir()
+        yield made
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
 
 
 def _read(problem: Logged) -> dict[str, Array]:
     dataset, spaces = problem.dataset, problem.spaces
-    if not len(dataset.episode_indices):
-        raise ValueError(f"the data set {problem.source} is empty: it has no episodes")
-    parts: dict[str, list[Array]] = {}
-    row = 0
-    for number, episode in enumerate(dataset.storage.get_episodes(dataset.episode_indices)):
-        columns = _episode(problem.source, dataset, number, row, episode)
-        row += len(columns["reward"])
-        for name, column in columns.items():
-            parts.setdefault(name, []).append(column)
+    action = np.empty(0, np.int64) if spaces.discrete else np.empty((0, spaces.action), np.float32)
+    seen, flag = np.empty((0, spaces.observation), np.float32), np.empty(0, bool)
+    empty = (seen, action, np.empty(0, np.float32), seen, flag, flag, np.empty(0, np.int64), flag)
+    parts: dict[str, list[Array]] = {name: [column] for name, column in zip(COLUMNS, empty, strict=True)}
+    numbers, row = dataset.episode_indices, 0
+    readers = (dataset.storage.get_episodes, dataset.storage.get_episode_metadata) if len(numbers) else ()
+    for number, (episode, about) in enumerate(zip(*(read(numbers) for read in readers), strict=True)):
+        where = f"the data set {problem.source}: episode {number} (from row {row})"
+        columns = _episode(where, problem, episode)
+        steps = len(columns["reward"])
+        columns["episode"] = np.full(steps, number, np.int64)
+        columns["complete"] = np.full(steps, bool(about.get("complete", True)))
+        row += steps
+        for name in COLUMNS:
+            parts[name].append(columns[name])
     joined = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    _check_numbers(problem.source, joined, spaces)
     if not spaces.discrete:
-        joined["action"] = np.clip(to_unit(joined["action"], spaces.low, spaces.high), -1.0, 1.0)
+        scaled = to_unit(joined["action"], spaces.low, spaces.high)
+        joined["action"] = np.where(np.abs(scaled) <= 1.0 + SLACK, np.clip(scaled, -1.0, 1.0), scaled)
     return joined
 
 
-def _episode(source: str, dataset: Any, number: int, row: int, episode: Mapping[str, Any]) -> dict[str, Array]:
-    """One episode's columns. Raises ValueError where their lengths disagree or it has no end."""
-    seen, steps = _flat(dataset.observation_space, episode["observations"]), len(episode["rewards"])
-    action = np.asarray(episode["actions"])
+def _episode(where: str, problem: Logged, episode: Mapping[str, Any]) -> dict[str, Array]:
+    """One episode's columns. Raises ValueError where their lengths or widths disagree, for then there are no columns."""
+    dataset, spaces, steps = problem.dataset, problem.spaces, len(episode["rewards"])
+    if not steps:
+        raise ValueError(f"{where} has no steps")
+    seen, action = _flat(dataset.observation_space, episode["observations"]), np.asarray(episode["actions"])
     lengths = {"actions": len(action), "terminations": len(episode["terminations"]), "observations": len(seen) - 1}
     for name, length in lengths.items():
         if length != steps:
-            raise ValueError(
-                f"the data set {source}: episode {number} (from row {row}) has {steps} rewards but {length} {name}"
-                + (" with a next one" if name == "observations" else "")
-            )
-    terminated, truncated = (np.asarray(episode[k], bool) for k in ("terminations", "truncations"))
-    ended = terminated | truncated
-    if not steps or not ended[-1] or ended[:-1].any():
-        where = (
-            f"row {row + int(np.flatnonzero(ended[:-1])[0])}" if ended[:-1].any() else f"row {row + max(steps - 1, 0)}"
-        )
-        raise ValueError(
-            f"the data set {source}: episode {number} must end at its last row and nowhere else; look at terminations and "
-            f"truncations of {where}"
-        )
+            with_next = " with a next one" if name == "observations" else ""
+            raise ValueError(f"{where} has {steps} rewards but {length} {name}{with_next}")
     if isinstance(dataset.action_space, gym.Discrete):
         action = action.astype(np.int64) - int(dataset.action_space.start)
+    else:
+        action = action.reshape(steps, -1)
+    for name, column, width in (("observations", seen, spaces.observation), ("actions", action, spaces.action)):
+        if column.ndim > 1 and column.shape[1] != width:
+            raise ValueError(f"{where} has {name} of {column.shape[1]} numbers, the data set's space says {width}")
+    terminated, truncated = (np.asarray(episode[k], bool) for k in ("terminations", "truncations"))
     return {
         "observation": seen[:-1],
-        "action": action if action.ndim == 1 and action.dtype == np.int64 else action.reshape(steps, -1),
+        "action": action,
         "reward": np.asarray(episode["rewards"], np.float32),
         "next_observation": seen[1:],
         "terminated": terminated,
         "truncated": truncated & ~terminated,
-        "episode": np.full(steps, number, np.int64),
     }
-
-
-def _check_numbers(source: str, columns: Mapping[str, Array], spaces: Spaces) -> None:
-    """Raises ValueError, with row and column, for numbers that aren't finite and actions outside their space."""
-    for name in ("observation", "action", "reward", "next_observation"):
-        bad = ~np.isfinite(columns[name])
-        if bad.any():
-            row = np.argwhere(bad)[0]
-            raise ValueError(
-                f"the data set {source}: row {row[0]} of {name} is {columns[name][tuple(row)]}; numbers must be finite"
-            )
-    action = columns["action"]
-    if spaces.discrete:
-        outside, allowed = (action < 0) | (action >= spaces.action), f"0 to {spaces.action - 1}"
-    else:
-        scaled = to_unit(action, spaces.low, spaces.high)
-        bounded = np.isfinite(spaces.low) & np.isfinite(spaces.high)
-        outside, allowed = bounded & (np.abs(scaled) > 1.0 + SLACK), f"{spaces.low} to {spaces.high}"
-    if outside.any():
-        row = np.argwhere(outside)[0]
-        raise ValueError(
-            f"the data set {source}: row {row[0]} of action is {action[row[0]]}, outside the action space ({allowed})"
-        )
 
 
 def write(
@@ -231,21 +230,36 @@ def write(
     """The log ``data``, with episodes, as a Minari data set in the folder ``target`` or under the id ``target`` (it has no
     leading ``.`` or ``/``). ``environment`` is a Gymnasium id; ``origin`` goes into the metadata as JSON.
     Raises ValueError where something is there already."""
+    folder = Path(target).resolve()  # Minari opens relative paths twice
+    if (folder / "data").exists():
+        raise ValueError(f"{folder} holds a data set already: choose another folder")
+    made_here = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _replacing(folder / "data") as fresh:
+            _store(fresh, f"{folder.name}-v0", data, spaces, environment, origin)
+    except BaseException:
+        if made_here:
+            folder.rmdir()
+        raise
+    return folder
+
+
+def _store(
+    folder: Path, name: str, data: Transitions, spaces: Spaces, environment: str | None, origin: Mapping[str, Any]
+) -> None:
+    """Write the log into an empty folder."""
     import minari
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    folder = Path(target).resolve()  # Minari opens relative paths twice
-    if (folder / "data").exists():
-        raise ValueError(f"{folder} holds a data set already: choose another folder")
-    (folder / "data").mkdir(parents=True)
     box = gym.Box(-np.inf, np.inf, (spaces.observation,), np.float32)
     low, high = (
         np.array(b or (sign,) * spaces.action, np.float32) for b, sign in ((spaces.low, -1.0), (spaces.high, 1.0))
     )
     action_space: Any = gym.Discrete(spaces.action) if spaces.discrete else gym.Box(low, high)
     storage = MinariStorage.new(
-        folder / "data",
+        folder,
         observation_space=box,
         action_space=action_space,
         env_spec=None if environment is None else gymnasium.spec(environment),
@@ -255,7 +269,7 @@ def write(
     played = action if spaces.discrete else from_unit(action, low, high).astype(np.float32)
     ends = np.flatnonzero(np.diff(data.episode.numpy(), append=-1)) + 1
     storage.update_metadata(
-        {"dataset_id": f"{folder.name}-v0", "minari_version": minari.__version__, "policyopt": json.dumps(dict(origin))}
+        {"dataset_id": name, "minari_version": minari.__version__, "policyopt": json.dumps(dict(origin))}
     )
     storage.update_episodes(
         EpisodeBuffer(
@@ -268,7 +282,10 @@ def write(
         )
         for number, (a, b) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
     )
-    return folder
+    if data.complete is not None:
+        storage.update_episode_metadata(
+            {"complete": bool(whole)} for whole in data.complete[torch.from_numpy(ends - 1)]
+        )
 
 
 def parse(text: str = "") -> Logged:

@@ -6,6 +6,9 @@ The prompt ``3+4*2-5=`` is worked from left to right, modulo 10. A response writ
     wordiness 1    3+4=7,7*2=4,4-5=9;9              each step spelt out
     wordiness 2    3+4=7=7,7*2=14=4,4-5=-1=9;9      each step with its value before and after the reduction
     calculator     <3+4>7,<7*2>4,<4-5>9;9           a call in angle brackets; the environment writes what follows it
+
+``operations=+`` leaves running sums, ``terms=3-30`` draws lengths: ``arithmetic:operations=+,terms=9,noise=0.12`` has eight
+steps, each of a demonstration wrong with probability 0.12, and an answer that is right iff the last running sum is.
 """
 
 from __future__ import annotations
@@ -243,10 +246,10 @@ def parse(text: str = "") -> Arithmetic:
     variant, _, rest = text.partition(",")
     kind, options = (Calculator, rest) if variant.strip() == "calculator" else (Arithmetic, text)
     readers: dict[str, Callable[[str], Any]] = {
-        "terms": _range,
+        "terms": read_range,
         "modulus": int,
         "operations": str,
-        "wordiness": _range,
+        "wordiness": read_range,
         "noise": float,
         "budget": int,
         "seed": int,
@@ -319,7 +322,7 @@ def _high(value: int | tuple[int, int]) -> int:
     return value if isinstance(value, int) else value[1]
 
 
-def _range(text: str) -> int | tuple[int, int]:
+def read_range(text: str) -> int | tuple[int, int]:
     low, dash, high = text.partition("-")
     return (int(low), int(high)) if dash else int(low)
 

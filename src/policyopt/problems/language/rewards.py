@@ -82,30 +82,36 @@ def load_function(source: str) -> RewardFunction:
     if not colon:
         choose(source, list(BUILT_IN), "a reward function without a file or module must be built in;")
         return BUILT_IN[source]
-    module = _load_file(Path(home).expanduser().resolve()) if home.endswith(".py") else _load_module(home)
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    choose(name, functions, f"the reward function in {home}:")
-    function: RewardFunction = getattr(module, name)
+    function: RewardFunction = load_name(home, name, "reward function")
     return function
 
 
-def _load_module(name: str) -> ModuleType:
+def load_name(home: str, name: str, what: str) -> Any:
+    """The function or class ``name`` of a module or ``.py`` file; ``what`` it is for stands in the errors (ValueError)."""
+    path = Path(home).expanduser().resolve()
+    module = _load_file(path, what) if home.endswith(".py") else _load_module(home, what)
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    choose(name, functions, f"the {what} in {home}:")
+    return getattr(module, name)
+
+
+def _load_module(name: str, what: str) -> ModuleType:
     try:
         return import_module(name)
     except Exception as error:
         raise ValueError(
-            f"cannot import the module {name!r} of a reward function: {error!r}; a file is named {name}.py:…"
+            f"cannot import the module {name!r} of a {what}: {error!r}; a file is named {name}.py:…"
         ) from error
 
 
 @lru_cache(maxsize=64)
-def _load_file(file: Path) -> ModuleType:
+def _load_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         siblings = sorted(other.name for other in file.parent.glob("*.py"))
         raise ValueError(
-            f"no file {file.name!r} for a reward function; {file.parent} has {', '.join(siblings) or 'no .py file'}"
+            f"no file {file.name!r} for a {what}; {file.parent} has {', '.join(siblings) or 'no .py file'}"
         )
-    name = f"policyopt_reward_file_{blake2b(str(file).encode(), digest_size=6).hexdigest()}"
+    name = f"policyopt_file_{blake2b(str(file).encode(), digest_size=6).hexdigest()}"
     spec = spec_from_file_location(name, file)
     assert spec is not None  # a name that ends in .py has a loader
     assert spec.loader is not None
@@ -114,7 +120,7 @@ def _load_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"the reward file {str(file)!r} fails on import: {error!r}") from error
+        raise ValueError(f"the {what}'s file {str(file)!r} fails on import: {error!r}") from error
     return module
 
 

@@ -1,0 +1,114 @@
+"""A chain of states with a small reward nearby and a large one far away: a local optimum for policy gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Control):
+    """States 0 … ``states`` − 1 in a row, seen one-hot; action 0 steps left, 1 right, and slips the other way with
+    probability ``slip``. Episodes begin in state 1 and last ``horizon`` steps.
+
+    A step that ends in the leftmost state earns ``near``, one that ends in the rightmost 1. ``gamma`` is the discount of
+    ``value``. Raises ValueError for numbers that make no sense.
+    """
+
+    states: int = 6
+    slip: float = 0.1
+    near: float = 0.2
+    horizon: int = 20
+    gamma: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.states < 3 or self.horizon < 1 or not 0.0 <= self.slip <= 1.0 or not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"a chain needs three states or more, a positive horizon, shares in [0, 1], got {self}")
+
+    @property
+    def name(self) -> str:
+        return "chain"
+
+    @property
+    def spaces(self) -> Spaces:
+        return Spaces(observation=self.states, action=2, discrete=True)
+
+    def make(self, n: int, seed: int) -> Chains:
+        return Chains(self, n, seed)
+
+    @property
+    def rewards(self) -> Array:
+        """[states] of the state in which a step ends."""
+        rewards = np.zeros(self.states)
+        rewards[0], rewards[-1] = self.near, 1.0
+        return rewards
+
+    @property
+    def transitions(self) -> Array:
+        """[states, 2, states]."""
+        here, row = np.arange(self.states), np.eye(self.states)
+        left, right = row[np.maximum(here - 1, 0)], row[np.minimum(here + 1, self.states - 1)]
+        return np.stack([(1.0 - self.slip) * a + self.slip * b for a, b in ((left, right), (right, left))], 1)
+
+    def value(self, policy: Array) -> float:
+        """The expected discounted return of a policy [states, 2]."""
+        return self._backward(lambda q: (policy * q).sum(-1))
+
+    @property
+    def optimal_value(self) -> float:
+        return self._backward(lambda q: q.max(-1))
+
+    def _backward(self, value_of: Any) -> float:
+        value, transitions, rewards = np.zeros(self.states), self.transitions, self.rewards
+        for _ in range(self.horizon):
+            value = value_of(transitions @ (rewards + self.gamma * value))
+        return float(value[1])
+
+
+class Chains:
+    """n chains; all episodes begin and end together."""
+
+    def __init__(self, problem: Chain, n: int, seed: int) -> None:
+        self.problem, self.n, self.seed = problem, n, seed
+        self.rewards, self.one_hot = problem.rewards, np.eye(problem.states, dtype=np.float32)
+        self.episode, self.age = 0, 0
+        self.observations = self._start()
+
+    def _start(self) -> Array:
+        """Draws the whole episode's slips: a saved state needs the number of the episode alone."""
+        rng = np.random.default_rng([self.seed, self.episode])
+        self.slips = rng.random((self.problem.horizon, self.n)) < self.problem.slip
+        return np.asarray(self.one_hot[np.ones(self.n, np.int64)])
+
+    def step(self, actions: Array) -> Transition:
+        """actions [n], 0 or 1."""
+        moved = 2 * (actions ^ self.slips[self.age]) - 1
+        state = np.clip(self.observations.argmax(1) + moved, 0, self.problem.states - 1)
+        self.age += 1
+        following = self.observations = np.asarray(self.one_hot[state])
+        ended = np.full(self.n, self.age == self.problem.horizon)
+        if self.age == self.problem.horizon:
+            self.age, self.episode = 0, self.episode + 1
+            self.observations = self._start()
+        return Transition(following, self.rewards[state].astype(np.float32), ended, np.zeros(self.n, bool))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"episode": self.episode, "age": self.age, "observations": torch.from_numpy(self.observations.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.episode, self.age = state["episode"], state["age"]
+        self._start()
+        self.observations = state["observations"].numpy().copy()
+
+
+def parse(text: str = "", *, episodes: int = 10) -> Chain:
+    """``""`` or ``"states=8"`` → the problem."""
+    name, _, value = text.partition("=")
+    if text and (name != "states" or not value.isdigit()):
+        raise ValueError(f"chain has one option, states=<number>, got {text!r}")
+    return Chain(episodes=episodes, states=int(value) if text else 6)
