@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 RUN = .venv/bin
 
-.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo bench-offline bench-tree clean
+.PHONY: setup demo test lint tiny claims bench-grpo bench-dpo bench-offline bench-control bench-tree clean
 
 setup: .venv/installed
 
@@ -46,6 +46,11 @@ bench-offline: setup
 	$(RUN)/pip install -q --no-deps d3rlpy==2.8.1 gym==0.26.2 gym-notices h5py scikit-learn joblib threadpoolctl narwhals structlog \
 		colorama click dataclasses-json marshmallow typing-inspect mypy-extensions
 	$(RUN)/python benchmarks/offline_vs_d3rlpy.py
+
+# --no-deps: the environment of the tests stays as it is locked
+bench-control: setup
+	$(RUN)/pip install -q --no-deps stable-baselines3==2.9.2 cloudpickle
+	$(RUN)/python benchmarks/control_vs_sb3.py
 
 bench-tree: setup
 	$(RUN)/python benchmarks/tree_sampling.py

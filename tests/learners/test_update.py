@@ -43,3 +43,21 @@ def test_attempts_that_are_not_finite_are_skipped_and_told_at_the_check(clip, gr
     both[0].check(Clock())  # told once
     for one, two in zip(both[0].state_dict()["0"].values(), both[1].state_dict()["0"].values(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_steps_are_adamw_s_and_what_has_no_gradient_does_not_count():
+    """Against PyTorch's own optimizer, with a weight that gets its first gradient late, types mixed."""
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2).double())] for _ in range(2))
+    optimizer = Adam(learning_rate=0.1, gradient_clip=None, weight_decay=0.2).build(ours)
+    peer = torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.2)
+    for present in ((0,), (0, 1), (1,)):
+        for i in present:
+            gradient = torch.randn_like(ours[i])
+            ours[i].grad, theirs[i].grad = gradient.clone(), gradient.clone()
+        optimizer.step(torch.tensor(0.0), Clock())
+        peer.step()
+        peer.zero_grad()
+        for one, two in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, two)
+    assert [int(state["step"]) for state in optimizer.state_dict().values()] == [2, 2]

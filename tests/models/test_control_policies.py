@@ -106,7 +106,7 @@ def test_critic_has_a_head_for_each_objective_and_values_what_follows():
 def test_micro_batches_cover_all_rows_and_copies_are_frozen():
     policy = MLP(hidden=(8,)).build(PointMass(), 0)
     pieces = policy.micro_batches(batch_of(torch.zeros(7, 5, 4), torch.zeros(7, 5, 2)), 11)
-    assert [len(p) for p in pieces] == [2, 2, 2, 1]
+    assert [list(range(7)[piece]) for piece in pieces] == [[0, 1], [2, 3], [4, 5], [6]]
     copy = policy.frozen_copy()
     policy.log_deviation.data += 1
     assert (copy.log_deviation == 0).all()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from policyopt.credit.groups import Credit
-from policyopt.learners.update import Adam, mean_metrics, minibatches
+from policyopt.learners.update import Adam, divided, mean_metrics, minibatches
 from policyopt.objectives.policy_gradient import TokenMean
 from policyopt.objectives.value import clipped_value_loss, explained_variance
 from policyopt.types import Clock, Part, Rollouts
@@ -73,23 +73,22 @@ class LiveCritic:
             for epoch in range(settings.epochs or epochs)
             for piece in minibatches({"rollouts": batch}, count, clock.generator(f"minibatches-{epoch}"))
         ]
-        return mean_metrics(updates)
+        explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
+        return {**mean_metrics(updates), "value/explained_variance": explained}
 
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
         """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""
-        shares = TokenMean()(batch)
-        total = torch.zeros((), device=shares.device)
-        for rows in self.model.micro_batches(batch, limit):
-            micro = batch[rows]
+        batch = batch.replace(share=TokenMean()(batch))
+        total = torch.zeros((), device=batch.share.device)
+        for micro in divided(batch, self.model.micro_batches(batch, limit)):
             value = self.model.evaluate(micro, ("value",)).value
             error = clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)
-            error = error.mean(-1) if error.dim() > shares.dim() else error  # a value for each objective
-            loss = (shares[rows] * error).sum()
+            error = error.mean(-1) if error.dim() > micro.share.dim() else error  # a value for each objective
+            loss = (micro.share * error).sum()
             loss.backward()
             total += loss.detach()
         self.optimizer.step(total, clock)
-        explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
-        return {"loss/value": total, "value/explained_variance": explained}
+        return {"loss/value": total}
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -432,6 +432,8 @@ class OffPolicyLearner:
         self.policy = method.acting.policy(self.agent)
         self.running = None if method.collector is None else method.collector.memory()
         self.memory = Replay(method.capacity) if self.running is not None else self._data()
+        networks = self.agent.items()
+        self.trainable = {name: [p for p in each.parameters() if p.requires_grad] for name, each in networks}
         self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
 
     def _data(self) -> Replay:
@@ -489,6 +491,9 @@ class OffPolicyLearner:
 
     def _update(self, update: Update, batch: Transitions, rng: torch.Generator) -> dict[str, Tensor]:
         optimizer = self.optimizers[update.trains]
+        for name, parameters in self.trainable.items():  # no gradient is computed that nobody takes
+            for parameter in parameters:
+                parameter.requires_grad = name == update.trains
         loss = update.loss(self.agent, batch, rng)
         loss.value.backward(inputs=optimizer.parameters)
         optimizer.attempt(loss.value.detach(), self.clock)

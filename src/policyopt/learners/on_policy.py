@@ -13,7 +13,7 @@ from policyopt.credit.groups import Credit
 from policyopt.learners.annotators import Annotator, evaluated
 from policyopt.learners.columns import check_columns
 from policyopt.learners.critic import Critic
-from policyopt.learners.update import Adam, mean_metrics, minibatches
+from policyopt.learners.update import Adam, divided, mean_metrics, minibatches
 from policyopt.models.mlp import Architecture
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
 from policyopt.rollouts.language import Groups
@@ -143,13 +143,12 @@ class OnPolicyLearner:
             if objective.measures:
                 logp = evaluated(self.policy, batch, "logp", self.limit)
                 batch = objective.measure(logp, batch, self.clock.generator(f"measure-{name}-{number}"))
-            for rows in self._pieces(objective, batch):
-                micro = batch[rows]
+            for micro in divided(batch, self._pieces(objective, batch)):
                 loss = objective(self.policy.evaluate(micro, objective.want()), micro)
                 loss.value.backward()
                 total += loss.value.detach()
                 for key, value in loss.metrics.items():
-                    metrics[key] = metrics.get(key, 0.0) + value
+                    metrics[key] = metrics[key] + value if key in metrics else value
         metrics["gradient/norm"] = self.optimizer.step(total, self.clock)
         return metrics
 

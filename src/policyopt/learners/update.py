@@ -10,11 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policyopt.types import Clock, Part
+from policyopt.types import Clock, Part, Rollouts
 
 
 class NonFinite(ArithmeticError):
     """A loss or gradient was NaN or infinite; the weights were not touched."""
+
+
+def divided(batch: Rollouts, pieces: Sequence[Any]) -> Iterator[Rollouts]:
+    """The micro-batches of a batch that is made of these rows; a single one is the batch."""
+    return iter((batch,)) if len(pieces) == 1 else (batch[rows] for rows in pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class Adam(Part):
 
 
 class Optimizer:
-    """Live AdamW over ``parameters`` (fused: one kernel over all of them)."""
+    """Live AdamW over ``parameters``: one fused kernel over all of them, those without a gradient stay as they are."""
 
     def __init__(self, settings: Adam, parameters: list[Tensor], default: float) -> None:
         if not parameters:
@@ -82,40 +87,47 @@ class Optimizer:
         self.settings, self.parameters = settings, parameters
         self.learning_rate = settings.learning_rate or default
         self.seen: list[tuple[Tensor, Tensor]] = []  # losses and norms since the last check
-        self.adam = torch.optim.AdamW(
-            parameters,
-            lr=self.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.counts = torch.zeros(len(parameters), device=parameters[0].device)
+        moments = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        self.state = dict(zip(("exp_avg", "exp_avg_sq", "step"), (*moments, self.counts.unbind()), strict=True))
+        self.groups: dict[Any, list[int]] = {}  # a kernel knows one type and one device
+        for i, parameter in enumerate(parameters):
+            self.groups.setdefault((parameter.device, parameter.dtype), []).append(i)
 
-    def step(self, loss: Tensor, clock: Clock) -> Tensor:
-        """Apply the accumulated gradients; returns their norm before clipping. Raises NonFinite, weights untouched."""
-        norm = self.attempt(loss, clock)
-        self.check(clock)
-        return norm
-
+    @torch.no_grad()
     def attempt(self, loss: Tensor, clock: Clock) -> Tensor:
         """``step`` that doesn't wait for the device: where loss or gradient are not finite the kernel leaves weights and
         moments as they are, and the next ``check`` says so. Returns the norm before clipping."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.adam.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
+        every: list[Any] = [p.grad for p in self.parameters]
+        gradients = [gradient for gradient in every if gradient is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        failed = (~torch.isfinite(norm + loss)).float()
         self.seen.append((loss, norm))
         if self.settings.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip, norm)
-        for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * self.settings.schedule(clock)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+            torch._foreach_mul_(gradients, (self.settings.gradient_clip / (norm + 1e-6)).clamp_(max=1.0))
+        missing: Tensor | float = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
+        self.counts += (1.0 - failed) * (1.0 - missing)
+        adam, (beta1, beta2) = self.settings, self.settings.betas
+        rates: dict[str, Any] = {"lr": self.learning_rate * adam.schedule(clock), "weight_decay": adam.weight_decay}
+        rates |= {"beta1": beta1, "beta2": beta2, "eps": adam.epsilon, "amsgrad": False, "maximize": False}
+        for group in self.groups.values():
+            here, columns = [i for i in group if every[i] is not None], (self.parameters, every, *self.state.values())
+            parameters, g, m, v, count = ([column[i] for i in here] for column in columns)
+            torch._fused_adamw_(parameters, g, m, v, [], count, **rates, found_inf=failed)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return norm
+
+    def step(self, loss: Tensor, clock: Clock) -> Tensor:
+        """``attempt`` and ``check``: raises NonFinite at once, weights untouched."""
+        norm = self.attempt(loss, clock)
+        self.check(clock)
         return norm
 
     def check(self, clock: Clock) -> None:
         """Raises NonFinite where an attempt since the last check had a loss or gradient that is not finite."""
         seen, self.seen = self.seen, []
-        if not seen or bool(torch.stack([loss + norm for loss, norm in seen]).isfinite().all()):
+        if not seen or math.isfinite(sum(loss + norm for loss, norm in seen)):
             return
         loss, norm = next((loss, norm) for loss, norm in seen if not bool(torch.isfinite(loss + norm)))
         raise NonFinite(
@@ -125,12 +137,12 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(i): state for i, state in self.adam.state_dict()["state"].items()}
+        return {str(i): {k: column[i] for k, column in self.state.items()} for i in range(len(self.parameters))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = self.adam.state_dict()["param_groups"]
-        copied = {int(i): {name: value.clone() for name, value in moments.items()} for i, moments in state.items()}
-        self.adam.load_state_dict({"state": copied, "param_groups": groups})
+        for i, moments in state.items():
+            for name, value in moments.items():
+                self.state[name][int(i)].copy_(value)
 
 
 def mean_metrics(updates: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
@@ -148,7 +160,7 @@ def minibatches(
     if count == 1:
         yield dict(batches)
         return
-    pieces = {}
+    pieces: dict[str, Sequence[Any]] = {}
     for name, batch in batches.items():
         group = getattr(batch, "group", None)
         index = torch.arange(len(batch)) if group is None else group.unique(return_inverse=True)[1].cpu()
@@ -158,11 +170,10 @@ def minibatches(
             raise ValueError(f"{count} minibatches need at least as many {what}, but {name} has {len(batch)} rows")
         key = torch.rand(groups, generator=rng)
         order = key[index].argsort(stable=True)
-        every = torch.arange(len(batch))
-        ends = every.split(_sizes(index, key, count)) if whole else every.tensor_split(count)
-        pieces[name] = [order[piece].to(batch.device or "cpu") for piece in ends]
+        sizes = _sizes(index, key, count) if whole else [len(piece) for piece in order.tensor_split(count)]
+        pieces[name] = batch[order.to(batch.device or "cpu")].split(sizes)
     for i in range(count):
-        yield {name: batch[pieces[name][i]] for name, batch in batches.items()}
+        yield {name: pieces[name][i] for name in batches}
 
 
 def _sizes(index: Tensor, key: Tensor, count: int) -> list[int]:

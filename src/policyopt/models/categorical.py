@@ -15,8 +15,16 @@ class CategoricalPolicy(PerceptronPolicy):
     """π(a | s) = softmax(outputs)[a]; ``outputs`` of the constructor is the number of actions."""
 
     def sample(self, outputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        actions = outputs.argmax(-1) if rng is None else drawn(outputs, rng)
+        actions = outputs.argmax(-1) if rng is None else self.draw(outputs, rng)
         return actions, *self.logp_entropy(outputs, actions)
+
+    def draw(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """The first of exponential clocks whose rates are the probabilities."""
+        clocks = torch.empty(outputs.shape, device=rng.device).exponential_(generator=rng).to(outputs.device)
+        return (outputs - clocks.log_()).argmax(-1)
+
+    def logp(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        return outputs.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         return categorical(outputs, actions)

@@ -34,15 +34,19 @@ class GaussianPolicy(PerceptronPolicy):
         self.log_deviation = nn.Parameter(torch.zeros(action))
 
     def sample(self, outputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        actions = outputs
-        if rng is not None:
-            noise = torch.randn(outputs.shape, generator=rng, device=rng.device).to(outputs.device)
-            actions = outputs + self.log_deviation.exp() * noise
+        actions = outputs if rng is None else self.draw(outputs, rng)
         return actions, *self.logp_entropy(outputs, actions)
 
-    def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(outputs.shape, generator=rng, device=rng.device).to(outputs.device)
+        return torch.addcmul(outputs, self.log_deviation.exp(), noise)
+
+    def logp(self, outputs: Tensor, actions: Tensor) -> Tensor:
         standard = (actions - outputs) * (-self.log_deviation).exp()
-        logp = -(0.5 * standard.square() + self.log_deviation + HALF_LOG_TWO_PI).sum(-1)
+        return -(0.5 * standard.square() + self.log_deviation + HALF_LOG_TWO_PI).sum(-1)
+
+    def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        logp = self.logp(outputs, actions)
         entropy = (self.log_deviation + 0.5 + HALF_LOG_TWO_PI).sum()
         return logp, entropy.expand(logp.shape)
 

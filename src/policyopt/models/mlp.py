@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from policyopt.credit.scaling import merge_moments
+from policyopt.models.layers import Layers
 from policyopt.types import Outputs, Part, Rollouts, generator
 
 
-def mlp(sizes: Sequence[int], gain: float, rng: torch.Generator) -> nn.Sequential:
+def mlp(sizes: Sequence[int], gain: float, rng: torch.Generator) -> Layers:
     """Linear layers with tanh between them; orthogonal weights (gain √2, the last one ``gain``), zero biases."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -25,7 +26,7 @@ def mlp(sizes: Sequence[int], gain: float, rng: torch.Generator) -> nn.Sequentia
         nn.init.orthogonal_(layer.weight, gain if last else 2**0.5, generator=rng)
         nn.init.zeros_(layer.bias)
         layers += [layer] if last else [layer, nn.Tanh()]
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 class Standardization(nn.Module):
@@ -84,17 +85,18 @@ class Perceptron(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        device: torch.device = self.network.maps[0].weight.device
+        return device
 
     def forward(self, observations: Tensor) -> Tensor:
         x = observations if self.standardization is None else self.standardization(observations)
         out: Tensor = self.network(x)
         return out
 
-    def micro_batches(self, batch: Rollouts, steps: int) -> list[Tensor]:
-        """Row indices of pieces with at most ``steps`` steps (one row at least)."""
-        rows = max(1, steps // batch.mask.shape[1])
-        return list(torch.arange(len(batch), device=batch.mask.device).split(rows))
+    def micro_batches(self, batch: Rollouts, steps: int) -> list[slice]:
+        """The rows of pieces with at most ``steps`` steps (one row at least)."""
+        count, rows = len(batch), max(1, steps // batch.mask.shape[1])
+        return [slice(i, min(i + rows, count)) for i in range(0, count, rows)]
 
     def default_micro_batch(self) -> int:
         """Steps whose activations take about 0.25 GiB, a few numbers for each unit."""
@@ -126,9 +128,22 @@ class PerceptronPolicy(Perceptron):
         """outputs [N, …] → actions, log-probabilities [N], entropies [N]; the mode where ``rng`` is None."""
         raise NotImplementedError
 
+    def logp(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """The first of ``logp_entropy``, where the second is not wanted."""
+        return self.logp_entropy(outputs, actions)[0]
+
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """outputs and actions [N, T, …] → log-probabilities and entropies [N, T]."""
         raise NotImplementedError
+
+    def draw(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """outputs [N, …] → actions, as ``sample`` draws them."""
+        return self.sample(outputs, rng)[0]
+
+    @torch.no_grad()
+    def play(self, observation: Tensor, rng: torch.Generator) -> Tensor:
+        """observation [N, S] → actions [N] or [N, A] alone; ``evaluate`` says of all of them at once how likely they were."""
+        return self.draw(self.forward(observation.to(self.device)), rng)
 
     def distribution(self, observations: Tensor) -> Distribution:
         """π(· | s) for observations […, S], with gradient: log-probabilities and exact divergences."""
@@ -145,8 +160,11 @@ class PerceptronPolicy(Perceptron):
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("logp",)) -> Outputs:
         """logp (and entropy where wanted) [N, T], with gradient."""
-        logp, entropy = self.logp_entropy(self(batch.observations), batch.actions)
-        return Outputs(logp=logp, entropy=entropy if "entropy" in want else None, batch_size=batch.batch_size)
+        outputs = self(batch.observations)
+        if "entropy" not in want:
+            return Outputs(logp=self.logp(outputs, batch.actions), batch_size=batch.batch_size)
+        logp, entropy = self.logp_entropy(outputs, batch.actions)
+        return Outputs(logp=logp, entropy=entropy, batch_size=batch.batch_size)
 
     def frozen_copy(self) -> Self:
         """The same policy with its present weights, never trained."""

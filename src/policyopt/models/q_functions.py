@@ -10,24 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from policyopt.models.layers import EnsembleLinear, Layers, chain
 from policyopt.types import Part
-
-
-class EnsembleLinear(nn.Module):
-    """K linear maps side by side: [K, N, I] → [K, N, O], each with the initial weights of ``nn.Linear``."""
-
-    def __init__(self, heads: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        bound = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(heads, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(heads, 1, outputs).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
-
-    def first(self, x: Tensor) -> Tensor:
-        """The first map alone: [N, I] → [N, O]."""
-        return torch.addmm(self.bias[0], x, self.weight[0])
 
 
 class EnsembleNorm(nn.Module):
@@ -56,7 +40,7 @@ class QEnsemble(nn.Module):
         for inputs, outputs in pairwise(sizes):
             norm = [EnsembleNorm(heads, outputs)] if layer_norm else []
             layers += [EnsembleLinear(heads, inputs, outputs), *norm, activation()]
-        self.layers = nn.Sequential(*layers, EnsembleLinear(heads, sizes[-1], 1))
+        self.layers = Layers(*layers, EnsembleLinear(heads, sizes[-1], 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         inputs = torch.cat((observation, action), -1).expand(self.heads, -1, -1)
@@ -66,6 +50,8 @@ class QEnsemble(nn.Module):
     def first(self, observation: Tensor, action: Tensor) -> Tensor:
         """The values [N] of the first head alone, at the cost of one."""
         x = torch.cat((observation, action), -1)
+        if self.layers.activation is not None:
+            return chain(x[None], self.layers.activation, [p[:1] for p in self.layers.ordered()])[0, :, 0]
         for layer in self.layers:
             x = layer.first(x) if isinstance(layer, EnsembleLinear | EnsembleNorm) else layer(x)
         return x.squeeze(-1)

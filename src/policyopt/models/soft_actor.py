@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from policyopt.models.layers import Layers
 from policyopt.types import Part
 
 LOG_DEVIATION = (-5.0, 2.0)
@@ -37,12 +38,12 @@ def log_squash(u: Tensor) -> Tensor:
     return 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
 
 
-def multilayer_perceptron(sizes: Sequence[int], activation: Callable[[], nn.Module], layer_norm: bool) -> nn.Sequential:
+def multilayer_perceptron(sizes: Sequence[int], activation: Callable[[], nn.Module], layer_norm: bool) -> Layers:
     """Linear layers of these sizes, each but the last followed by layer normalization (where asked) and activation."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes[:-1]):
         layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if layer_norm else []), activation()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    return Layers(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 class SoftActor(nn.Module):

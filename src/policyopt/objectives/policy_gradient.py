@@ -219,8 +219,9 @@ class PolicyGradient(Objective):
 
     def prepare(self, batch: Rollouts) -> Rollouts:
         counts = TokenMean()(batch)
+        shares = counts if self.aggregation == TokenMean() else self.aggregation(batch)
         centred = counts * (batch.advantage - all_sum((counts * batch.advantage).sum()))
-        return batch.replace(share=torch.stack([self.aggregation(batch), counts, centred], -1))
+        return batch.replace(share=torch.stack([shares, counts, centred], -1))
 
     def __call__(self, outputs: Outputs, batch: Rollouts) -> Loss:
         logp, advantage = outputs.logp, batch.advantage

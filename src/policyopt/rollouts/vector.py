@@ -78,7 +78,7 @@ class Vector(Collector):
         if standardization is not None:
             standardization.refresh()
         columns, episodes = self._steps(policy, environment, memory, clock.generator("actions"))
-        batch = _rollouts(columns, self.gamma, policy.device)
+        batch = _recorded(_rollouts(columns, self.gamma, policy.device), policy)
         if standardization is not None:
             standardization.observe(batch.observations)
         metrics: dict[str, Tensor | float] = {
@@ -93,18 +93,23 @@ class Vector(Collector):
     def _steps(
         self, policy: Any, environment: Any, memory: Running, rng: torch.Generator
     ) -> tuple[dict[str, list[Any]], list[Any]]:
-        """Lists over time of each column [N, …], and the returns of the episodes that ended."""
-        names = ("observations", "actions", "behaviour_logp", "entropy", "next_observations", "rewards")
-        columns: dict[str, list[Any]] = {name: [] for name in (*names, "terminated", "truncated")}
+        """Lists over time of each column [N, …], and the returns of the episodes that ended.
+
+        A policy that can ``play`` says afterwards how likely its actions were; others ``act`` and record it.
+        """
+        columns: dict[str, list[Any]] = {}
         episodes = []
+        play = getattr(policy, "play", None)
         for _ in range(self.steps):
-            observations = torch.from_numpy(environment.observations)
-            actions, recorded, _ = policy.act(observations, None, rng)
+            seen, recorded = environment.observations, dict[str, Tensor]()
+            if play is None:
+                actions, recorded, _ = policy.act(torch.from_numpy(seen), None, rng)
+            else:
+                actions = play(torch.from_numpy(seen), rng)
             result = environment.step(actions.cpu().numpy())
-            for name, value in (("observations", observations), ("actions", actions), *recorded.items()):
-                columns[name].append(value)
-            for name, array in result._asdict().items():
-                columns[name].append(torch.from_numpy(array))
+            step = {"observations": seen, "actions": actions, **recorded, **result._asdict()}
+            for name, value in step.items():
+                columns.setdefault(name, []).append(value)
             ended = result.terminated | result.truncated
             memory.earned = memory.earned + result.rewards.astype(np.float64)
             if ended.any():
@@ -113,8 +118,16 @@ class Vector(Collector):
         return columns, episodes
 
 
-def _rollouts(columns: dict[str, list[Tensor]], gamma: float, device: torch.device) -> Rollouts:
-    stacked: dict[str, Any] = {name: torch.stack(values, 1).to(device) for name, values in columns.items()}
+@torch.no_grad()
+def _recorded(batch: Rollouts, policy: Any) -> Rollouts:
+    if batch.behaviour_logp is not None:
+        return batch
+    outputs = policy.evaluate(batch, ("logp", "entropy"))
+    return batch.replace(behaviour_logp=outputs.logp, entropy=outputs.entropy)
+
+
+def _rollouts(columns: dict[str, list[Any]], gamma: float, device: torch.device) -> Rollouts:
+    stacked: dict[str, Any] = {name: _stacked(values).to(device) for name, values in columns.items()}
     terminated = stacked["terminated"]
     return Rollouts(
         **stacked,
@@ -122,3 +135,8 @@ def _rollouts(columns: dict[str, list[Tensor]], gamma: float, device: torch.devi
         discount=gamma * (~terminated).float(),
         batch_size=[len(terminated)],
     )
+
+
+def _stacked(values: list[Any]) -> Tensor:
+    """Arrays or tensors [N, …] over time → [N, T, …]."""
+    return torch.stack(values, 1) if isinstance(values[0], Tensor) else torch.from_numpy(np.stack(values, 1))

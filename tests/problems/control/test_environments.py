@@ -214,3 +214,39 @@ def test_the_unit_box_stands_for_the_environment_s_bounds():
         ours.step(np.array([[0.25]])).next_observations[0], raw.step(np.array([0.5]))[0], rtol=1e-5
     )
     assert parse("CartPole-v1").spaces.low == ()
+
+
+class Wild(Count):
+    """Its second step is not what its spaces say."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        if self.t == 2 and self.spec.kwargs.get("how") == "raise":
+            raise RuntimeError("the motor is gone")
+        if self.t == 2:
+            how = self.spec.kwargs["how"]
+            observation = np.zeros(3) if how == "observation" else observation
+            reward = np.ones(2) if how == "reward" else reward
+        return observation, reward, *rest
+
+    def __init__(self, how=""):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"failed at the action 4: RuntimeError\('the motor is gone'\)"),
+        ("observation", r"observation of the shape \(3,\); its space is Box"),
+        ("reward", r"gave the reward array\(\[1., 1.\]\); expected the shape \(\)"),
+    ],
+)
+def test_a_failing_environment_is_named_with_its_step(how, message):
+    gymnasium.register(id="Wild-v0", entry_point=Wild, max_episode_steps=5)
+    try:
+        wild = parse(f"Wild-v0,how={how}").make(2, 0)
+        wild.step(np.zeros(2, np.int64))
+        with pytest.raises(ValueError, match=r"environment 0 of 2, .*Wild-v0.*: step 1 of episode 0 .*" + message):
+            wild.step(np.zeros(2, np.int64))
+    finally:
+        gymnasium.registry.pop("Wild-v0")

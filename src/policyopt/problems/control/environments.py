@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -199,24 +199,50 @@ class GymnasiumEnvironments:
         self.decode = partial(_decoded, self.environments[0].action_space)
         self.episode, self.age = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.past: deque[Array] = deque()
-        self.observations = self.encode([self._reset(i) for i in range(n)])
+        several = getattr(self.environments[0].unwrapped, "reward_space", None)
+        self.reward_shape: tuple[int, ...] = () if several is None else several.shape
+        self.observations = self._seen([self._reset(i) for i in range(n)])
 
     def _reset(self, i: int) -> Any:
         words = np.random.SeedSequence([self.seed, i, int(self.episode[i])]).generate_state(1)
         return self.environments[i].reset(seed=int(words[0]))[0]
 
     def step(self, actions: Array) -> Transition:
-        """Raises ValueError where a simulator returns a number that is not finite."""
-        played = [e.step(a) for e, a in zip(self.environments, self.decode(actions), strict=True)]
-        observations, rewards, terminated, truncated, _ = zip(*played, strict=True)
-        result = Transition(
-            self.encode(observations), np.array(rewards, np.float32), np.array(terminated), np.array(truncated)
-        )
+        """Raises ValueError, with environment and step, where one fails, or returns another shape or a number that is not
+        finite."""
+        played = [self._played(i, action) for i, action in enumerate(self.decode(actions))]
+        observations, rewards, terminated, truncated = zip(*played, strict=True)
+        result = Transition(self._seen(observations), self._rewards(rewards), np.array(terminated), np.array(truncated))
         self._check(result, actions)
         self.past.append(actions)
         self.age += 1
         self._restart(result)
         return result
+
+    def _played(self, i: int, action: Any) -> tuple[Any, ...]:
+        try:
+            return self.environments[i].step(action)[:4]
+        except Exception as error:
+            raise ValueError(f"{self._where(i)} failed at the action {action}: {error!r}") from error
+
+    def _where(self, i: int) -> str:
+        which = f"environment {i} of {len(self.environments)}, {self.environments[i]}"
+        return f"{which}: step {self.age[i]} of episode {self.episode[i]}"
+
+    def _seen(self, observations: Sequence[Any]) -> Array:
+        space = self.environments[0].observation_space
+        for i, observation in enumerate(observations):
+            if np.shape(observation) != space.shape:
+                raise ValueError(
+                    f"{self._where(i)} gave an observation of the shape {np.shape(observation)}; its space is {space}"
+                )
+        return self.encode(observations)
+
+    def _rewards(self, rewards: Sequence[Any]) -> Array:
+        for i, reward in enumerate(rewards):
+            if np.shape(reward) != self.reward_shape:
+                raise ValueError(f"{self._where(i)} gave the reward {reward!r}; expected the shape {self.reward_shape}")
+        return np.array(rewards, np.float32)
 
     def _restart(self, result: Transition) -> None:
         ended = np.flatnonzero(result.terminated | result.truncated)
@@ -230,16 +256,14 @@ class GymnasiumEnvironments:
             self.past.popleft()
 
     def _check(self, result: Transition, actions: Array) -> None:
-        bad = ~np.isfinite(result.next_observations).all(1) | ~np.isfinite(
-            result.rewards.reshape(len(actions), -1)
-        ).all(1)
-        if bad.any():
-            i = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"{self.environments[i]}: step {self.age[i]} of episode {self.episode[i]} gave the observation "
-                f"{result.next_observations[i]} and the reward {result.rewards[i]} after the action {actions[i]}: the "
-                "simulation broke down"
-            )
+        if np.isfinite(result.next_observations).all() and np.isfinite(result.rewards).all():
+            return
+        numbers = np.concatenate([result.next_observations, result.rewards.reshape(len(actions), -1)], 1)
+        i = int(np.flatnonzero(~np.isfinite(numbers).all(1))[0])
+        raise ValueError(
+            f"{self._where(i)} gave the observation {result.next_observations[i]} and the reward {result.rewards[i]} after "
+            f"the action {actions[i]}: the simulation broke down"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         past = torch.from_numpy(np.stack(self.past)) if self.past else None
