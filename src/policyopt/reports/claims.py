@@ -18,10 +18,15 @@ def claims_table(results_dir: Path, figures: str = "../results") -> str:
 
     ``figures`` is the way from the page to the figures. The effect is that of the first required gate, which is named.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_dir.glob("*.json"))]
-    lines = [_line(record, figures) for record in records]
+    lines = [_line(record, figures) for record in verdicts(results_dir)]
     head = ["| method | paper | claim | verdict | effect | seeds | figure |", "|---|---|---|---|---|---|---|"]
     return "\n".join([*head, *lines]) + "\n"
+
+
+def verdicts(results_dir: Path) -> list[dict[str, Any]]:
+    """The records of the studies in ``results_dir``, by slug; comparisons and benchmarks that lie there have no verdict."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results_dir.glob("*.json"))]
+    return [record for record in records if "verdict" in record]
 
 
 def write_claims(results_dir: Path, page: Path) -> None:
@@ -38,8 +43,7 @@ def write_verdicts(results_dir: Path, pages: Path) -> list[Path]:
     """Write each result's verdict and gates into ``pages/<slug>.md``, between the line ``<!-- claim:<slug> -->`` and
     ``<!-- claim: end -->`` (put there at the first time); returns the pages written. Others are left alone."""
     written = []
-    for path in sorted(results_dir.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in verdicts(results_dir):
         page, marker = pages / f"{record['slug']}.md", f"<!-- claim:{record['slug']} -->"
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         before, found, rest = text.partition(marker)
