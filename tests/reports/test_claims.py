@@ -15,6 +15,7 @@ def results(tmp_path):
     (tmp_path / "results" / "smoke").mkdir(parents=True)
     for slug in ("bnpo", "alpha", "smoke/never"):
         (tmp_path / "results" / f"{slug}.json").write_text(json.dumps(record | {"slug": slug}))
+    (tmp_path / "results" / "compare-language.json").write_text('{"entries": []}')  # no study
     return tmp_path / "results"
 
 
