@@ -307,7 +307,7 @@ def test_a_model_without_a_tokenizer(trained: Path, tmp_path: Path, capsys: pyte
         (["compare", "grpo", "rlo"], "no method is called 'rlo'; did you mean rloo"),
         (["compare", "grpo", "--seeds", "0"], "seeds must be positive, got 0"),
         (["methods", "grop"], "no method is called 'grop'; did you mean grpo"),
-        (["diff", "grpo", "pppo"], "no method is called 'pppo'; did you mean ppo"),
+        (["diff", "grpo", "pppo"], "no method is called 'pppo'; did you mean pdppo or ppo"),
         (["reproduce", "grop"], "no study is called 'grop'"),
         (["evaluate", "nowhere"], "there is no nowhere"),
         (["sample", "nowhere", "1+1="], "there is no nowhere"),

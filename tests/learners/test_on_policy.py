@@ -138,7 +138,7 @@ def test_settings_that_cannot_be() -> None:
         OnPolicy(epochs=0)
     with pytest.raises(ValueError, match="micro_batch must be a positive number of tokens, got 0"):
         OnPolicy(micro_batch=0)
-    with pytest.raises(ValueError, match="give one"):
+    with pytest.raises(ValueError, match="trains a language policy that it is given"):
         grpo.method().learner(PROBLEM, seed=0)
     with pytest.raises(ValueError, match="7 minibatches need at least as many rows, but rollouts has 6"):
         list(minibatches({"rollouts": rows(6)}, 7, torch.Generator()))

@@ -148,5 +148,5 @@ def test_bad_input():
     other = LanguagePolicy(tiny_model(0, len(characters), width=16, heads=2), characters)
     with pytest.raises(ValueError, match="not one token"):
         cot2.csft().learner(PROBLEM, other, seed=0).step()
-    with pytest.raises(ValueError, match="give one"):
+    with pytest.raises(ValueError, match="trains a language policy that it is given"):
         cot2.method().learner(PROBLEM, seed=0)

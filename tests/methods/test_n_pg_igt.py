@@ -178,6 +178,7 @@ def test_the_product_of_a_trajectory_against_formed_matrices():
     policy = MLP(hidden=(3,), standardize=False).build(LQR(), 0)
     batch = RewardToGo()(Episodes()(policy, LQR(horizon=5), Clock(seed=3)).batches["rollouts"])
     policy = policy.double()
+    policy.network = torch.nn.Sequential(*policy.network)  # plain layers, which torch.func can differentiate
     batch = batch.replace(observations=batch.observations.double(), actions=batch.actions.double())
     named = dict(policy.named_parameters())
 

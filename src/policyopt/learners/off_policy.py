@@ -432,8 +432,7 @@ class OffPolicyLearner:
         self.policy = method.acting.policy(self.agent)
         self.running = None if method.collector is None else method.collector.memory()
         self.memory = Replay(method.capacity) if self.running is not None else self._data()
-        networks = self.agent.items()
-        self.trainable = {name: [p for p in each.parameters() if p.requires_grad] for name, each in networks}
+        self.trainable = {k: [p for p in net.parameters() if p.requires_grad] for k, net in self.agent.items()}
         self.optimizers = {u.trains: u.optimizer.build(self.agent[u.trains].parameters()) for u in method.updates()}
 
     def _data(self) -> Replay:
@@ -491,11 +490,13 @@ class OffPolicyLearner:
 
     def _update(self, update: Update, batch: Transitions, rng: torch.Generator) -> dict[str, Tensor]:
         optimizer = self.optimizers[update.trains]
-        for name, parameters in self.trainable.items():  # no gradient is computed that nobody takes
-            for parameter in parameters:
-                parameter.requires_grad = name == update.trains
+        others = [p for name, own in self.trainable.items() if name != update.trains for p in own]
+        for parameter in others:  # no gradient is computed that nobody takes
+            parameter.requires_grad = False
         loss = update.loss(self.agent, batch, rng)
         loss.value.backward(inputs=optimizer.parameters)
+        for parameter in others:
+            parameter.requires_grad = True
         optimizer.attempt(loss.value.detach(), self.clock)
         return loss.metrics
 
