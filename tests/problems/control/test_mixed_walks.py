@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from policyopt.credit.episodes import episode_lengths, episode_returns, first_rows
-from policyopt.problems.control.mixed_walks import CENTRE, HORIZON, RADIUS, MixedWalks, Walkers, parse, to_the_centre
+from policyopt.problems.control.mixed_walks import (
+    CENTRE,
+    HORIZON,
+    RADIUS,
+    MixedWalks,
+    WalksToTheCentre,
+    parse,
+    to_the_centre,
+)
 from policyopt.rollouts.transitions import checked
 
 
@@ -28,7 +36,7 @@ def test_the_first_episodes_are_the_experts():
 
 
 def test_a_step_by_hand():
-    walkers = Walkers(2, 0)
+    walkers = WalksToTheCentre(2, 0)
     walkers.position[:] = [[0.5, 19.5], [8.0, 10.0]]
     step = walkers.step(np.array([[-1.0, 2.0], [1.5, 0.0]]))
     assert step.next_observations.tolist() == [[0.0, 20.0], [9.0, 10.0]]
@@ -42,7 +50,7 @@ def test_a_step_by_hand():
 
 
 def test_a_saved_state_goes_on_as_before():
-    one, other = Walkers(3, 1), Walkers(3, 2)
+    one, other = WalksToTheCentre(3, 1), WalksToTheCentre(3, 2)
     for _ in range(30):
         one.step(np.ones((3, 2)))
     other.seed = 1

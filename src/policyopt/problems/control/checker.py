@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.walks import Walks, straight_to
 from policyopt.types import Transitions
 
 SIDE, GOAL, RADIUS, HORIZON = 10.0, np.array([9.0, 9.0]), 0.7, 40
@@ -22,45 +23,17 @@ NOISE = 0.2  # deviation of the good actions
 
 def towards_goal(position: Array) -> Array:
     """Actions [N, 2] on the straight way, as long as the box allows, from positions [N, 2]."""
-    way = GOAL - position
-    return np.asarray(way / np.maximum(np.abs(way).max(1, keepdims=True), 1.0))
+    return straight_to(GOAL, position)
 
 
-class CheckerEnvironments:
-    """n points side by side; ``observations`` [n, 2] are their positions. Starts are drawn from (seed, number of draws)."""
+class CheckerWalks(Walks):
+    """Walks from uniform starts that end near the goal."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.draws = n, seed, 0
-        self.position, self.elapsed = self._starts(), np.zeros(n, np.int64)
+    NAME, LOW, HIGH, HORIZON = "checker", 0.0, SIDE, HORIZON
 
-    @property
-    def observations(self) -> Array:
-        return self.position.astype(np.float32)
-
-    def _starts(self) -> Array:
-        self.draws += 1
-        return np.random.default_rng([self.seed, self.draws]).uniform(0.0, SIDE, (self.n, 2))
-
-    def step(self, actions: Array) -> Transition:
-        """Actions [n, 2]; raises ValueError for another shape or a number that isn't finite."""
-        if actions.shape != self.position.shape or not np.isfinite(actions).all():
-            raise ValueError(f"checker: expected finite actions of shape {self.position.shape}, got {actions.shape}")
-        reached = np.clip(self.position + np.clip(actions.astype(np.float64), -1.0, 1.0), 0.0, SIDE)
-        self.elapsed += 1
+    def outcome(self, reached: Array, action: Array) -> tuple[Array, Array]:
         terminated = ((reached - GOAL) ** 2).sum(1) <= RADIUS**2
-        truncated = ~terminated & (self.elapsed >= HORIZON)
-        done = terminated | truncated
-        self.position = np.where(done[:, None], self._starts(), reached) if done.any() else reached
-        self.elapsed[done] = 0
-        return Transition(reached.astype(np.float32), terminated.astype(np.float32) - 1.0, terminated, truncated)
-
-    def state_dict(self) -> dict[str, Any]:
-        arrays = {"position": self.position, "elapsed": self.elapsed}
-        return {"draws": self.draws, **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.draws = state["draws"]
-        self.position, self.elapsed = state["position"].numpy().copy(), state["elapsed"].numpy().copy()
+        return terminated.astype(np.float32) - 1.0, terminated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +63,8 @@ class Checker(Control):
     def spaces(self) -> Spaces:
         return Spaces(observation=2, action=2, discrete=False)
 
-    def make(self, n: int, seed: int) -> CheckerEnvironments:
-        return CheckerEnvironments(n, seed)
+    def make(self, n: int, seed: int) -> CheckerWalks:
+        return CheckerWalks(n, seed)
 
     def behaviour(self, position: Array, rng: np.random.Generator) -> Array:
         """Logged actions [N, 2] at positions [N, 2]."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.walks import Walks, straight_to
 from policyopt.types import Transitions
 
 SIDE, CENTRE, RADIUS, HORIZON = 20.0, np.array([10.0, 10.0]), 1.0, 40
@@ -22,48 +23,17 @@ NOISE = 0.1  # deviation of the expert's actions
 
 def to_the_centre(position: Array) -> Array:
     """Actions [N, 2] on the straight way, as long as the box allows, from positions [N, 2]."""
-    way = CENTRE - position
-    return np.asarray(way / np.maximum(np.abs(way).max(1, keepdims=True), 1.0))
+    return straight_to(CENTRE, position)
 
 
-class Walkers:
-    """n points side by side; ``observations`` [n, 2] are their positions. Starts are drawn from (seed, number of draws)."""
+class WalksToTheCentre(Walks):
+    """Walks from uniform starts that end near the centre."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.draws = n, seed, 0
-        self.position, self.elapsed = self._starts(), np.zeros(n, np.int64)
+    NAME, LOW, HIGH, HORIZON = "mixed-walks", 0.0, SIDE, HORIZON
 
-    @property
-    def observations(self) -> Array:
-        return self.position.astype(np.float32)
-
-    def _starts(self) -> Array:
-        self.draws += 1
-        return np.random.default_rng([self.seed, self.draws]).uniform(0.0, SIDE, (self.n, 2))
-
-    def step(self, actions: Array) -> Transition:
-        """Actions [n, 2]; raises ValueError for another shape or a number that isn't finite."""
-        if actions.shape != self.position.shape or not np.isfinite(actions).all():
-            raise ValueError(
-                f"mixed-walks: expected finite actions of shape {self.position.shape}, got {actions.shape}"
-            )
-        reached = np.clip(self.position + np.clip(actions.astype(np.float64), -1.0, 1.0), 0.0, SIDE)
+    def outcome(self, reached: Array, action: Array) -> tuple[Array, Array]:
         distance = np.linalg.norm(reached - CENTRE, axis=1)
-        self.elapsed += 1
-        terminated = distance <= RADIUS
-        truncated = ~terminated & (self.elapsed >= HORIZON)
-        done = terminated | truncated
-        self.position = np.where(done[:, None], self._starts(), reached) if done.any() else reached
-        self.elapsed[done] = 0
-        return Transition(reached.astype(np.float32), (-distance / SIDE).astype(np.float32), terminated, truncated)
-
-    def state_dict(self) -> dict[str, Any]:
-        arrays = {"position": self.position, "elapsed": self.elapsed}
-        return {"draws": self.draws, **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.draws = state["draws"]
-        self.position, self.elapsed = state["position"].numpy().copy(), state["elapsed"].numpy().copy()
+        return -distance / SIDE, distance <= RADIUS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +60,8 @@ class MixedWalks(Control):
     def spaces(self) -> Spaces:
         return Spaces(observation=2, action=2, discrete=False)
 
-    def make(self, n: int, seed: int) -> Walkers:
-        return Walkers(n, seed)
+    def make(self, n: int, seed: int) -> WalksToTheCentre:
+        return WalksToTheCentre(n, seed)
 
     def transitions(self) -> Transitions:
         """The data, episode after episode."""
