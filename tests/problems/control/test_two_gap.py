@@ -110,7 +110,7 @@ def test_bad_input():
 def test_parse():
     assert parse("good=0.25,seed=3") == TwoGap(good=0.25, seed=3)
     assert parse() == TwoGap()
-    with pytest.raises(ValueError, match="no option 'goods'; nearest: good"):
+    with pytest.raises(ValueError, match="option 'goods' is not known; did you mean 'good'"):
         parse("goods=1")
-    with pytest.raises(ValueError, match="must be of type int"):
+    with pytest.raises(ValueError, match="cannot read"):
         parse("seed=x")

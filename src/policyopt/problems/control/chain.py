@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.language.base import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,6 @@ class Chains:
 
 
 def parse(text: str = "", *, episodes: int = 10) -> Chain:
-    """``""`` or ``"states=8"`` → the problem."""
-    name, _, value = text.partition("=")
-    if text and (name != "states" or not value.isdigit()):
-        raise ValueError(f"chain has one option, states=<number>, got {text!r}")
-    return Chain(episodes=episodes, states=int(value) if text else 6)
+    """``"states=8,slip=0.2"``, the fields of ``Chain`` → the problem."""
+    readers = {field.name: type(field.default) for field in fields(Chain)}
+    return Chain(**{"episodes": episodes, **read_options(text, readers, ",", "chain")})

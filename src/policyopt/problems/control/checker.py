@@ -6,8 +6,7 @@ steps. Reward: −1 a step, 0 for the step that reaches the goal. Starts are uni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from policyopt.problems.control.environments import Array, Control, Spaces
 from policyopt.problems.control.walks import Walks, straight_to
+from policyopt.problems.language.base import read_options
 from policyopt.types import Transitions
 
 SIDE, GOAL, RADIUS, HORIZON = 10.0, np.array([9.0, 9.0]), 0.7, 40
@@ -88,17 +88,5 @@ class Checker(Control):
 
 def parse(text: str = "") -> Checker:
     """``"good=0.1,seed=3"``, the fields of ``Checker`` → the problem."""
-    kinds: dict[str, Any] = {"episodes": int, "good": float, "logged": int, "seed": int}
-    assert kinds.keys() == {field.name for field in fields(Checker)}
-    options: dict[str, Any] = {}
-    for piece in filter(None, text.split(",")):
-        name, _, value = piece.partition("=")
-        if name not in kinds:
-            raise ValueError(
-                f"checker has no option {name!r}; nearest: {', '.join(get_close_matches(name, kinds) or kinds)}"
-            )
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(f"{name} of checker must be of type {kinds[name].__name__}, got {value!r}") from None
-    return Checker(**options)
+    readers: dict[str, Any] = {"episodes": int, "good": float, "logged": int, "seed": int}
+    return Checker(**read_options(text, readers, ",", "checker"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 
 from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.language.base import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,6 @@ class LinearSystems:
 
 
 def parse(text: str = "", *, episodes: int = 10) -> LQR:
-    """``""`` or ``"horizon=50"`` → the problem."""
-    name, _, value = text.partition("=")
-    if text and (name != "horizon" or not value.isdigit()):
-        raise ValueError(f"lqr has one option, horizon=<steps>, got {text!r}")
-    return LQR(episodes=episodes, horizon=int(value) if text else 20)
+    """``"horizon=50"``, the fields of ``LQR`` → the problem."""
+    readers = {field.name: type(field.default) for field in fields(LQR)}
+    return LQR(**{"episodes": episodes, **read_options(text, readers, ",", "lqr")})

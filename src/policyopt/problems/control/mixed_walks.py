@@ -7,7 +7,6 @@ Reward: −1/20 of the distance to the centre. Starts are uniform, so that part 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from policyopt.problems.control.environments import Array, Control, Spaces
 from policyopt.problems.control.walks import Walks, straight_to
+from policyopt.problems.language.base import read_options
 from policyopt.types import Transitions
 
 SIDE, CENTRE, RADIUS, HORIZON = 20.0, np.array([10.0, 10.0]), 1.0, 40
@@ -87,15 +87,5 @@ class MixedWalks(Control):
 
 def parse(text: str = "") -> MixedWalks:
     """``"expert=0.1,seed=3"``, the fields of ``MixedWalks`` → the problem."""
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(MixedWalks)}
-    options: dict[str, Any] = {}
-    for piece in filter(None, text.split(",")):
-        name, _, value = piece.partition("=")
-        if name not in kinds:
-            near = ", ".join(get_close_matches(name, kinds) or kinds)
-            raise ValueError(f"mixed-walks has no option {name!r}; nearest: {near}")
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(f"{name} of mixed-walks must be of type {kinds[name].__name__}, got {value!r}") from None
-    return MixedWalks(**options)
+    readers: dict[str, Any] = {field.name: type(field.default) for field in fields(MixedWalks)}
+    return MixedWalks(**read_options(text, readers, ",", "mixed-walks"))

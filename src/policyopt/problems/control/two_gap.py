@@ -8,7 +8,6 @@ the goal. Without demonstrations the goal is as good as never found: chance alon
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from policyopt.problems.control.environments import Act, Array, Control, Spaces, Transition
+from policyopt.problems.language.base import read_options
 from policyopt.types import Transitions
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -169,15 +169,5 @@ class TwoGap(Control):
 
 def parse(text: str = "") -> TwoGap:
     """``"good=0.25,seed=1"``, the fields of ``TwoGap`` → the problem."""
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(TwoGap)}
-    options: dict[str, Any] = {}
-    for piece in filter(None, text.split(",")):
-        name, _, value = piece.partition("=")
-        if name not in kinds:
-            near = ", ".join(get_close_matches(name, kinds) or kinds)
-            raise ValueError(f"two-gap has no option {name!r}; nearest: {near}")
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(f"{name} of two-gap must be of type {kinds[name].__name__}, got {value!r}") from None
-    return TwoGap(**options)
+    readers: dict[str, Any] = {field.name: type(field.default) for field in fields(TwoGap)}
+    return TwoGap(**read_options(text, readers, ",", "two-gap"))

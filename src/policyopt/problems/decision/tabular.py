@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from inspect import signature
 from typing import Any, NamedTuple, TypeAlias
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
+
+from policyopt.problems.language.base import read_options
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -151,20 +152,8 @@ def random_mdp(
 
 def parse(text: str = "") -> TabularMDP:
     """``"states=5,actions=3,seed=1"``, the arguments of ``random_mdp`` → the problem."""
-    kinds = {name: type(parameter.default) for name, parameter in signature(random_mdp).parameters.items()}
-    options: dict[str, Any] = {}
-    for piece in filter(None, text.split(",")):
-        name, _, value = piece.partition("=")
-        if name not in kinds:
-            near = ", ".join(get_close_matches(name, kinds) or kinds)
-            raise ValueError(f"a tabular problem has no option {name!r}; nearest: {near}")
-        try:
-            options[name] = kinds[name](value)
-        except ValueError:
-            raise ValueError(
-                f"{name} of a tabular problem must be of type {kinds[name].__name__}, got {value!r}"
-            ) from None
-    return random_mdp(**options)
+    readers = {name: type(parameter.default) for name, parameter in signature(random_mdp).parameters.items()}
+    return random_mdp(**read_options(text, readers, ",", "tabular"))
 
 
 def _require_distributions(what: str, rows: Floats) -> None:
