@@ -383,9 +383,9 @@ def test_bad_input():
         Episodes(gamma=1.5)
     with pytest.raises(ValueError, match="deviation"):
         Linear(deviation=0.0)
-    with pytest.raises(ValueError, match="lqr: option .speed. is not known"):
+    with pytest.raises(ValueError, match="lqr: option 'speed' is not known"):
         registry.problem("lqr:speed=1")
-    with pytest.raises(ValueError, match="chain: option .length. is not known"):
+    with pytest.raises(ValueError, match="chain: option 'length' is not known"):
         registry.problem("chain:length=1")
     with pytest.raises(ValueError, match="three states"):
         Chain(states=2)
