@@ -79,11 +79,7 @@ class Adam(Part):
 
 
 class Optimizer:
-    """Live AdamW over ``parameters``; those without a gradient stay as they are.
-
-    PyTorch's fused kernel is called without the class around it, whose bookkeeping takes 160 µs a step on small networks, the
-    kernel 8; a test holds it against that class.
-    """
+    """Live AdamW by its fused kernel (8 µs on small networks; the class around it 160). Without a gradient nothing changes."""
 
     def __init__(self, settings: Adam, parameters: list[Tensor], default: float) -> None:
         if not parameters:
