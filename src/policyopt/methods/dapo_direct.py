@@ -284,7 +284,7 @@ class PolicyStage(Stage):
         return Stage.build(replace(self, method=method), artifacts, problem, policy, seed, budget)
 
 
-GATHERING, FITTING, REGRESSION = Budget(updates=8), Budget(updates=150), Budget(updates=150)
+GATHERING, FITTING, REGRESSION = Budget(updates=24), Budget(updates=800), Budget(updates=150)
 
 
 def staged(
