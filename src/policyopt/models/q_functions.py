@@ -64,7 +64,7 @@ class QEnsemble(nn.Module):
         seen, done = linear.weight.split((observation.shape[-1], size), 1)
         before = torch.baddbmm(linear.bias, observation.expand(self.heads, -1, -1), seen)
         x = torch.bmm(actions.reshape(1, rows * count, size).expand(self.heads, -1, -1), done)
-        x = x.view(self.heads, rows, count, -1).add_(before.unsqueeze(2)).flatten(1, 2)
+        x = (x.view(self.heads, rows, count, -1) + before.unsqueeze(2)).flatten(1, 2)
         values: Tensor = self.layers[1:](x)
         return values.view(self.heads, rows, count)
 
