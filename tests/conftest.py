@@ -48,6 +48,6 @@ def lists() -> Callable[..., tuple[Outputs, Rollouts]]:
             scores=TensorDict({"reward": labels.flatten()}, [count]),
             batch_size=[count],
         )
-        return Outputs(logp=steps[0].clone().requires_grad_(), batch_size=[count]), batch
+        return Outputs(logp=steps[0].clone().requires_grad_()), batch
 
     return build

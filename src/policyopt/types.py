@@ -117,7 +117,8 @@ class Transitions(TensorClass, nocast=True):
     complete: Tensor = ABSENT
 
 
-class Outputs(TensorClass, nocast=True):
+@dataclass
+class Outputs:
     """What a policy says of a batch, with gradient: logp, entropy, value [N, T]; distribution, action in control."""
 
     logp: Tensor | None = None

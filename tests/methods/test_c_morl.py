@@ -102,7 +102,7 @@ def test_barrier_drops_the_objective_and_needs_whole_minibatches():
     torch.testing.assert_close(made.scores["gain"], alone[..., [0, 2]] * 6)  # rows of six steps, none ends
     whole = Barrier().prepare(made.replace(behaviour_logp=torch.zeros(4, 6)))
     with pytest.raises(ValueError, match="whole minibatch"):
-        Barrier()(Outputs(logp=torch.zeros(2, 6), batch_size=[2]), whole[:2])
+        Barrier()(Outputs(logp=torch.zeros(2, 6)), whole[:2])
 
 
 # -- advantages

@@ -11,6 +11,7 @@ from policyopt.methods.copg import Contrastive, contrastive_loss
 from policyopt.objectives.preference import Preference
 from policyopt.problems.decision.bandit import tabular
 from policyopt.problems.language.bigrams import Bigrams
+from policyopt.types import Outputs
 
 REWARD = torch.tensor([2.5, 2.0, 1.0], dtype=torch.float64)
 BETA = 0.5
@@ -94,7 +95,7 @@ def test_shifts_and_swaps_change_nothing(lists) -> None:
     def value(labels, order=(0, 1)):
         outputs, batch = lists([[-1.0, -2.0]], [[-1.5, -1.2]], [labels])
         rows = torch.tensor(order)
-        return float(objective(outputs[rows], objective.prepare(batch[rows])).value)
+        return objective(Outputs(logp=outputs.logp[rows]), objective.prepare(batch[rows])).value.item()
 
     assert value([2.5, 1.0]) == pytest.approx(value([12.5, 11.0])) == pytest.approx(value([2.5, 1.0], (1, 0)))
 

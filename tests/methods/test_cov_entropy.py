@@ -44,7 +44,7 @@ def evaluated(objective: PolicyGradient, rows: Rollouts, logp: torch.Tensor = LO
     prepared = objective.prepare(rows)
     if objective.measures:
         prepared = objective.measure(logp, prepared, generator(0, "test"))
-    loss = objective(Outputs(logp=variable, batch_size=[1]), prepared)
+    loss = objective(Outputs(logp=variable), prepared)
     return float(loss.value), torch.autograd.grad(loss.value, variable)[0], loss.metrics
 
 

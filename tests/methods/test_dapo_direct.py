@@ -254,7 +254,7 @@ def test_the_objective_is_the_mean_over_steps_of_the_squared_error() -> None:
     )
     logp = torch.tensor([[-0.9, -0.8], [-1.1, 3.0]])
     objective = StepRegression(beta=0.5)
-    found = objective(Outputs(logp=logp, batch_size=[2]), objective.prepare(batch))
+    found = objective(Outputs(logp=logp), objective.prepare(batch))
     assert float(found.value) == pytest.approx(0.0738, abs=1e-6)
     with pytest.raises(ValueError, match="beta must be positive"):
         StepRegression(beta=0.0)
@@ -271,7 +271,7 @@ def test_soft_targets_are_met_by_the_target_itself() -> None:
         )
     )
     value = torch.tensor([[0.3], [-1.2], [2.0]], requires_grad=True)
-    found = SoftTargets()(Outputs(value=value, batch_size=[3]), batch).value
+    found = SoftTargets()(Outputs(value=value), batch).value
     p = value.sigmoid()
     torch.testing.assert_close(found, -(target * p.log() + (1 - target) * (1 - p).log()).mean())
     (gradient,) = torch.autograd.grad(found, value)

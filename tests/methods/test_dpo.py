@@ -18,7 +18,7 @@ from policyopt.problems.decision.bandit import logged, tabular
 from policyopt.problems.language.bigrams import Bigrams
 from policyopt.rollouts.bandit import LoggedPairs
 from policyopt.training.loop import Cadence, run
-from policyopt.types import Budget, generator
+from policyopt.types import Budget, Outputs, generator
 
 PAIR = ([[-10.0, -12.0]], [[-11.0, -11.5]], [[1.0, 0.0]])  # h = 1.5
 
@@ -44,7 +44,7 @@ def test_variants_by_hand(lists) -> None:
     outputs, batch = lists(*PAIR, length=5)
     batch = batch.replace(mask=torch.arange(5) < torch.tensor([[4], [5]]))  # lengths 4 and 5
     scale = torch.tensor([[5 / 4], [1.0]], dtype=torch.float64)  # so that the sums stay what they were
-    outputs = outputs.replace(logp=(outputs.logp * scale).detach().requires_grad_())
+    outputs = Outputs(logp=(outputs.logp * scale).detach().requires_grad_())
     assert value_and_gradient(dpo.ipo_average(), outputs, batch.replace(ref_logp=batch.ref_logp * scale))[
         0
     ] == pytest.approx(21.6225)

@@ -38,7 +38,7 @@ def pair(logp=LOGP, old=OLD, reward=(1.0, 0.2), order=(0, 1)) -> tuple[Outputs, 
         scores=TensorDict({"reward": torch.tensor(reward, dtype=torch.float64)[rows]}, [2]),
         batch_size=[2],
     )
-    return Outputs(logp=logp[rows][:, None].clone().requires_grad_(), batch_size=[2]), batch
+    return Outputs(logp=logp[rows][:, None].clone().requires_grad_()), batch
 
 
 def evaluated(clip, outputs: Outputs, batch: Rollouts, beta: float = 0.05) -> tuple[float, torch.Tensor]:

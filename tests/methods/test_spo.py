@@ -241,7 +241,7 @@ def gradient(objective: PolicyGradient, policy: LanguagePolicy, batch: Rollouts)
     logp = batch.old_logp.clone().requires_grad_()
     if objective.measures:
         prepared = objective.measure(logp.detach(), prepared, generator(0, "measure"))
-    loss = objective(Outputs(logp=logp, batch_size=[len(batch)]), prepared).value
+    loss = objective(Outputs(logp=logp), prepared).value
     return loss.detach(), torch.autograd.grad(loss, logp)[0]
 
 

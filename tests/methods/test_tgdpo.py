@@ -31,7 +31,7 @@ def pair(guide: torch.Tensor, ratio: torch.Tensor = RATIO) -> tuple[Outputs, Rol
         scores=TensorDict({"reward": torch.tensor([1.0, 0.0])}, [2]),
         batch_size=[2],
     )
-    return Outputs(logp=ratio.clone().requires_grad_(), batch_size=[2]), batch
+    return Outputs(logp=ratio.clone().requires_grad_()), batch
 
 
 def evaluated(guide: torch.Tensor, alpha: float, ratio: torch.Tensor = RATIO):

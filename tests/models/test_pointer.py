@@ -64,7 +64,7 @@ def test_evaluation_of_rollouts():
         actions=actions, mask=torch.ones(3, 5, dtype=torch.bool), observations=observations, legal=legal, batch_size=[3]
     )
     policy = PointerPolicy(Given(), lambda state: state)
-    outputs = policy.evaluate(batch, ("logp", "entropy")).detach()
+    outputs = policy.evaluate(batch, ("logp", "entropy"))
     for row in range(3):
         for step in range(5):
             kept = observations[row, step, :, 0][legal[row, step]]

@@ -57,7 +57,7 @@ def data() -> SimpleNamespace:
 
 def check(data: SimpleNamespace, objective: PolicyGradient, advantage: Tensor, textbook: Tensor) -> None:
     batch = objective.prepare(data.rows.replace(advantage=advantage, ref_logp=data.reference))
-    loss = objective(Outputs(logp=data.logp, entropy=data.entropy, batch_size=[N]), batch)
+    loss = objective(Outputs(logp=data.logp, entropy=data.entropy), batch)
     (mine,) = torch.autograd.grad(loss.value, data.logits, retain_graph=True)
     (want,) = torch.autograd.grad(textbook, data.logits, retain_graph=True)
     torch.testing.assert_close(loss.value, textbook, atol=1e-6, rtol=1e-6)
@@ -213,9 +213,9 @@ def test_weights_count_in_the_loss_and_in_its_divisor(data: SimpleNamespace) -> 
 def test_micro_batches_add_up_to_the_full_batch(data: SimpleNamespace, aggregation: object) -> None:
     objective = PolicyGradient(stabilization=RatioClip(), aggregation=aggregation)
     batch = objective.prepare(data.rows.replace(advantage=spread(data, data.reward - 0.4)))
-    full = objective(Outputs(logp=data.logp, batch_size=[N]), batch)
+    full = objective(Outputs(logp=data.logp), batch)
     pieces = [torch.tensor([0, 3]), torch.tensor([1]), torch.tensor([2, 4, 5])]
-    parts = [objective(Outputs(logp=data.logp[i], batch_size=[len(i)]), batch[i]) for i in pieces]
+    parts = [objective(Outputs(logp=data.logp[i]), batch[i]) for i in pieces]
     torch.testing.assert_close(sum(p.value for p in parts), full.value)
     for name, value in full.metrics.items():
         torch.testing.assert_close(sum(p.metrics[name] for p in parts), value)
@@ -235,9 +235,7 @@ def coefficient(objective: PolicyGradient, advantage: float) -> float:
         batch_size=[1],
     )
     logp = logits.log_softmax(-1)[:1].view(1, 1)
-    (gradient,) = torch.autograd.grad(
-        objective(Outputs(logp=logp, batch_size=[1]), objective.prepare(batch)).value, logits
-    )
+    (gradient,) = torch.autograd.grad(objective(Outputs(logp=logp), objective.prepare(batch)).value, logits)
     ratios = -gradient / torch.tensor([0.5, -0.3, -0.2], dtype=torch.float64)
     torch.testing.assert_close(ratios, ratios[:1].expand(3))
     return float(ratios[0])
@@ -287,7 +285,7 @@ def test_unified_advantage_on_an_enumerated_bandit() -> None:
         batch_size=[3],
     )
     objective = PolicyGradient(denominator=Current())
-    loss = objective(Outputs(logp=logits.log_softmax(-1)[:, None], batch_size=[3]), objective.prepare(batch))
+    loss = objective(Outputs(logp=logits.log_softmax(-1)[:, None]), objective.prepare(batch))
     (mine,) = torch.autograd.grad(-loss.value, logits)
     torch.testing.assert_close(mine, want, atol=1e-7, rtol=1e-6)
 
@@ -298,7 +296,7 @@ def test_covariance_and_divergences_in_the_log_do_not_depend_on_micro_batches(da
     batch = objective.prepare(data.rows.replace(advantage=advantage))
     sums: dict[str, float] = {}
     for rows in (torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])):
-        metrics = objective(Outputs(logp=data.logp[rows], batch_size=[len(rows)]), batch[rows]).metrics
+        metrics = objective(Outputs(logp=data.logp[rows]), batch[rows]).metrics
         sums = {key: sums.get(key, 0.0) + float(value) for key, value in metrics.items()}
     logp, change = data.logp.detach()[data.mask], (data.logp.detach() - data.old)[data.mask]
     covariance = torch.cov(torch.stack([logp, advantage[data.mask]]), correction=0)[0, 1]

@@ -27,6 +27,7 @@ from policyopt.objectives.preference import (
 )
 from policyopt.problems.language.arithmetic import Arithmetic
 from policyopt.rollouts.preferences import ranked_responses
+from policyopt.types import Outputs
 
 LOGP, REF, LABELS = [[-10.0, -12.0], [-8.0, -7.0]], [[-11.0, -11.5], [-9.0, -9.0]], [[1.0, 0.0], [0.0, 1.0]]
 
@@ -79,7 +80,9 @@ def test_micro_batches_add_up_to_the_whole(lists) -> None:
     outputs, batch = lists(torch.randn(3, 3), torch.randn(3, 3), labels)
     objective = Preference(loss=Sigmoid())
     prepared = objective.prepare(batch)
-    parts = [objective(outputs[rows], prepared[rows]) for rows in (torch.arange(3), torch.arange(3, 9))]
+    parts = [
+        objective(Outputs(logp=outputs.logp[rows]), prepared[rows]) for rows in (torch.arange(3), torch.arange(3, 9))
+    ]
     torch.testing.assert_close(sum(part.value for part in parts), objective(outputs, prepared).value)
     accuracy = sum(part.metrics["preference/accuracy"] for part in parts)
     torch.testing.assert_close(accuracy, objective(outputs, prepared).metrics["preference/accuracy"])

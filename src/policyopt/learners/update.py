@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -86,7 +88,7 @@ class Optimizer:
             raise ValueError("there is nothing to train: no parameter of the policy requires a gradient")
         self.settings, self.parameters = settings, parameters
         self.learning_rate = settings.learning_rate or default
-        self.seen: list[tuple[Tensor, Tensor]] = []  # losses and norms since the last check
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []  # losses, norms and their sums since the last check
         self.counts = torch.zeros(len(parameters), device=parameters[0].device)
         moments = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
         self.state = dict(zip(("exp_avg", "exp_avg_sq", "step"), (*moments, self.counts.unbind()), strict=True))
@@ -101,19 +103,20 @@ class Optimizer:
         every: list[Any] = [p.grad for p in self.parameters]
         gradients = [gradient for gradient in every if gradient is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        failed = (~torch.isfinite(norm + loss)).float()
-        self.seen.append((loss, norm))
-        if self.settings.gradient_clip is not None:
-            torch._foreach_mul_(gradients, (self.settings.gradient_clip / (norm + 1e-6)).clamp_(max=1.0))
-        missing: Tensor | float = 0.0 if len(gradients) == len(every) else norm.new_tensor([g is None for g in every])
-        self.counts += (1.0 - failed) * (1.0 - missing)
+        total = norm + loss
+        self.seen.append((loss, norm, total))
+        succeeded = torch.isfinite(total).float()
+        whole = len(gradients) == len(every)
+        self.counts += succeeded if whole else succeeded * norm.new_tensor([g is not None for g in every])
         adam, (beta1, beta2) = self.settings, self.settings.betas
         rates: dict[str, Any] = {"lr": self.learning_rate * adam.schedule(clock), "weight_decay": adam.weight_decay}
         rates |= {"beta1": beta1, "beta2": beta2, "eps": adam.epsilon, "amsgrad": False, "maximize": False}
+        if adam.gradient_clip is not None:
+            rates["grad_scale"] = (norm / adam.gradient_clip).clamp_(min=1.0).float()  # what gradients are divided by
         for group in self.groups.values():
             here, columns = [i for i in group if every[i] is not None], (self.parameters, every, *self.state.values())
             parameters, g, m, v, count = ([column[i] for i in here] for column in columns)
-            torch._fused_adamw_(parameters, g, m, v, [], count, **rates, found_inf=failed)
+            torch._fused_adamw_(parameters, g, m, v, [], count, **rates, found_inf=1.0 - succeeded)
         for parameter in self.parameters:
             parameter.grad = None
         return norm
@@ -127,9 +130,9 @@ class Optimizer:
     def check(self, clock: Clock) -> None:
         """Raises NonFinite where an attempt since the last check had a loss or gradient that is not finite."""
         seen, self.seen = self.seen, []
-        if not seen or math.isfinite(sum(loss + norm for loss, norm in seen)):
+        if not seen or math.isfinite(reduce(add, (total for *_, total in seen))):
             return
-        loss, norm = next((loss, norm) for loss, norm in seen if not bool(torch.isfinite(loss + norm)))
+        loss, norm = next((loss, norm) for loss, norm, total in seen if not math.isfinite(total))
         raise NonFinite(
             f"step {clock.step}: the loss is {float(loss):g} and its gradient norm {float(norm):g}; the weights are "
             "unchanged. Look at the rewards and the data of this step; a lower learning rate or a tighter "

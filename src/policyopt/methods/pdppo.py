@@ -87,7 +87,7 @@ class TwoValues(nn.Module):
 
     def evaluate(self, batch: Rollouts, want: Any = ("value",)) -> Outputs:
         pair = [self.state.value(batch.observations), self.post.value(batch.post_observations)]
-        return Outputs(value=torch.stack(pair, -1), batch_size=batch.batch_size)
+        return Outputs(value=torch.stack(pair, -1))
 
 
 class LivePair(LiveCritic):
@@ -109,7 +109,7 @@ class Summed(nn.Module):
     def evaluate(self, batch: Rollouts, want: Any = ("value",)) -> Outputs:
         value = self.pair.evaluate(batch).value
         assert value is not None
-        return Outputs(value=value.sum(-1), batch_size=batch.batch_size)
+        return Outputs(value=value.sum(-1))
 
 
 class LiveSum(LivePair):

@@ -24,7 +24,7 @@ class CategoricalPolicy(PerceptronPolicy):
         return (outputs - clocks.log_()).argmax(-1)
 
     def logp(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        return outputs.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+        return outputs.log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
 
     def logp_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         return categorical(outputs, actions)
@@ -89,4 +89,4 @@ def categorical(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the actions, and entropies, both [..]: logits [.., C], actions [..]."""
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(-1, actions[..., None])[..., 0], entropy
+    return logp.gather(-1, actions[..., None]).squeeze(-1), entropy

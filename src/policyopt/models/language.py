@@ -361,7 +361,6 @@ class LanguagePolicy:
         return Outputs(
             logp=blank.masked_scatter(mask, logp),
             entropy=None if entropy is None else blank.masked_scatter(mask, entropy),
-            batch_size=batch.batch_size,
         )
 
     def micro_batches(self, batch: Rollouts, tokens: int, whole: bool = False) -> list[Tensor]:

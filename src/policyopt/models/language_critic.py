@@ -50,7 +50,7 @@ class LanguageCritic:
         return torch.zeros(batch.mask.shape, device=batch.mask.device).masked_scatter(batch.mask, value)
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
-        return Outputs(value=self.value(batch), batch_size=batch.batch_size)
+        return Outputs(value=self.value(batch))
 
     @torch.no_grad()
     def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:

@@ -16,22 +16,27 @@ Parameters: TypeAlias = Sequence[Tensor]  # weight and bias of each layer in tur
 
 
 class Activation(NamedTuple):
-    """``apply`` works in place, ``plain`` does not; ``backward`` takes the gradient and the activation's own result."""
+    """``apply`` works in place on ``scale`` times what ``plain`` takes (a product's scale costs nothing); ``backward`` takes
+    the gradient and the activation's own result."""
 
+    scale: int
     apply: Callable[[Tensor], Tensor]
     plain: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
-def tanh_(x: Tensor) -> Tensor:
-    """tanh x = 2σ(2x) − 1, in place: within 2e-7 of PyTorch's tanh, which takes three times as long on a CPU."""
-    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+MINUS_ONE = torch.tensor(-1.0)
+
+
+def tanh_of_half_(x: Tensor) -> Tensor:
+    """tanh(x / 2) = 2σ(x) − 1, in place: within 2e-7 of PyTorch's tanh, which takes twice as long on a CPU."""
+    return torch.add(MINUS_ONE, x.sigmoid_(), alpha=2, out=x)
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(tanh_, torch.tanh, torch.ops.aten.tanh_backward),
+    nn.Tanh: Activation(2, tanh_of_half_, torch.tanh, torch.ops.aten.tanh_backward),
     nn.ReLU: Activation(
-        torch.relu_, torch.relu, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0.0)
+        1, torch.relu_, torch.relu, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0.0)
     ),
 }
 
@@ -74,7 +79,7 @@ class Layers(nn.Sequential):
 
     def ordered(self) -> list[Tensor]:
         """Weight and bias of each map in turn."""
-        return [p for layer in self.maps for p in (layer.weight, layer.bias)]
+        return [p for layer in self.maps for p in layer._parameters.values()]
 
 
 def chain(x: Tensor, activation: Activation, parameters: Parameters) -> Tensor:
@@ -87,17 +92,20 @@ def chain(x: Tensor, activation: Activation, parameters: Parameters) -> Tensor:
     return outputs(x, activation, parameters)[-1]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [N, I] with weight [O, I], or x [K, N, I] with weight [K, I, O]."""
-    return torch.addmm(bias, x, weight.t()) if weight.dim() == 2 else torch.baddbmm(bias, x, weight)
+def linear(x: Tensor, weight: Tensor, bias: Tensor, scale: int = 1) -> Tensor:
+    """``scale`` times the map of x [N, I] with weight [O, I], or of x [K, N, I] with weight [K, I, O]."""
+    if weight.dim() == 2:
+        return torch.addmm(bias, x, weight.t(), beta=scale, alpha=scale)
+    return torch.baddbmm(bias, x, weight, beta=scale, alpha=scale)
 
 
 def outputs(x: Tensor, activation: Activation, parameters: Parameters) -> list[Tensor]:
     """What each layer gives."""
     made, last = [], len(parameters) - 2
-    for i in range(0, len(parameters), 2):
-        x = linear(x, parameters[i], parameters[i + 1])
-        made.append(x if i == last else activation.apply(x))
+    for i in range(0, last, 2):
+        x = activation.apply(linear(x, parameters[i], parameters[i + 1], activation.scale))
+        made.append(x)
+    made.append(linear(x, parameters[last], parameters[last + 1]))
     return made
 
 

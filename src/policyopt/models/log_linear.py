@@ -37,7 +37,7 @@ class LogLinearPolicy(nn.Module):
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("logp",)) -> Outputs:
         """logp [N, 1], with gradient."""
         logp = self.log_probability()[batch.prompt_id[:, None], batch.actions]
-        return Outputs(logp=logp, batch_size=batch.batch_size)
+        return Outputs(logp=logp)
 
     def micro_batches(self, batch: Rollouts, steps: int, whole: bool = False) -> list[Tensor]:
         """All rows at once: they are single numbers."""

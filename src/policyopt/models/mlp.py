@@ -162,9 +162,9 @@ class PerceptronPolicy(Perceptron):
         """logp (and entropy where wanted) [N, T], with gradient."""
         outputs = self(batch.observations)
         if "entropy" not in want:
-            return Outputs(logp=self.logp(outputs, batch.actions), batch_size=batch.batch_size)
+            return Outputs(logp=self.logp(outputs, batch.actions))
         logp, entropy = self.logp_entropy(outputs, batch.actions)
-        return Outputs(logp=logp, entropy=entropy, batch_size=batch.batch_size)
+        return Outputs(logp=logp, entropy=entropy)
 
     def frozen_copy(self) -> Self:
         """The same policy with its present weights, never trained."""

@@ -111,7 +111,6 @@ class PointerPolicy(nn.Module):
         return Outputs(
             logp=logp.gather(-1, batch.actions[..., None])[..., 0] if "logp" in want else None,
             entropy=masked_entropy(logp) if "entropy" in want else None,
-            batch_size=batch.actions.shape,
         )
 
 

@@ -49,7 +49,7 @@ class RewardModel:
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
         """``value`` [N], and ``logp`` [N, T] of its language-model head where wanted, with gradient."""
         logp = self.body.evaluate(batch).logp if "logp" in want else None
-        return Outputs(value=self.value(batch), logp=logp, batch_size=batch.batch_size)
+        return Outputs(value=self.value(batch), logp=logp)
 
     def value(self, batch: Rollouts) -> Tensor:
         """[N], with gradient; rows of one ``group`` share one copy of their prompt."""

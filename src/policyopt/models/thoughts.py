@@ -206,7 +206,6 @@ class ContinuousThoughts(LanguagePolicy):
             logp=_spread(self._scores(logits, logp, batch.actions[mask], thought), mask) if "logp" in want else None,
             entropy=_spread(_entropy(logp), mask) if "entropy" in want else None,
             distribution=_spread(logp, mask) if "distribution" in want else None,
-            batch_size=batch.batch_size,
         )
 
     def _scores(self, logits: Tensor, logp: Tensor, actions: Tensor, thought: Tensor) -> Tensor:

@@ -27,11 +27,11 @@ class ValueNetwork(Perceptron):
 
     def value(self, observations: Tensor) -> Tensor:
         out: Tensor = self(observations)
-        return out if self.objectives else out[..., 0]
+        return out if self.objectives else out.squeeze(-1)
 
     def evaluate(self, batch: Rollouts, want: Sequence[str] = ("value",)) -> Outputs:
         """Values of the states before each action, with gradient."""
-        return Outputs(value=self.value(batch.observations), batch_size=batch.batch_size)
+        return Outputs(value=self.value(batch.observations))
 
     @torch.no_grad()
     def values(self, batch: Rollouts, limit: int) -> tuple[Tensor, Tensor]:

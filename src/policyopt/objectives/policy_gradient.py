@@ -108,8 +108,8 @@ class RatioClip(Stabilization):
     dual: float | None = None
 
     def __call__(self, surrogate: Tensor, advantage: Tensor, logp: Tensor, batch: Rollouts) -> tuple[Tensor, Tensor]:
-        plain = -advantage * surrogate
-        clipped = -advantage * surrogate.clamp(1 - self.low, 1 + self.high)
+        cost = -advantage
+        plain, clipped = cost * surrogate, cost * surrogate.clamp(1 - self.low, 1 + self.high)
         value = torch.maximum(plain, clipped)
         factor = (plain >= clipped).to(surrogate.dtype)
         if self.dual is not None:

@@ -1,9 +1,10 @@
 """Direct advantage policy optimization's claim: step advantages of a critic that is trained apart beat whole responses.
 
 Arithmetic chains, from the shipped policy (about half of its answers are right), about the same number of sampled tokens for
-every arm, completions counted. ``response level`` regresses on the same squared loss with whole responses as single steps,
-from as many tokens of data; GRPO learns on-policy. ``correlation`` is that of the critic with the share of 64 fresh
-completions that end right, over states that it was not fitted to; ``fall`` the largest drop of the accuracy between two looks.
+every arm, completions counted. Three arms learn from whole responses, as many of them as that buys: ``response level`` by
+the same squared loss with a response as a single step, ``dpo`` from pairs of a right and a wrong one, ``imitation`` of the
+right ones. GRPO and PPO learn on-policy. ``correlation`` is that of the critic with the share of 64 fresh completions that
+end right, over states that it was not fitted to; ``fall`` the largest drop of the accuracy between two looks.
 """
 
 from __future__ import annotations
@@ -11,29 +12,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from policyopt import registry
-from policyopt.credit.groups import GroupNormalized
-from policyopt.learners.annotators import evaluated
+from policyopt.credit.groups import Credit, GroupNormalized
+from policyopt.learners.annotators import Reference, evaluated
 from policyopt.learners.critic_training import CriticFit
+from policyopt.learners.gathering import Gathering, Learning
 from policyopt.learners.on_policy import OnPolicy
-from policyopt.learners.stages import Stages, StagesLearner
+from policyopt.learners.stages import Stage, Stages, StagesLearner
 from policyopt.learners.update import Adam
-from policyopt.methods import bnpo, dapo_direct
+from policyopt.methods import bnpo, dapo_direct, ppo, sft
 from policyopt.methods.dapo_direct import KeptStates, StepRegression, Steps
+from policyopt.methods.rso import as_pairs
+from policyopt.objectives.preference import Preference, Sigmoid
 from policyopt.problems.language.arithmetic import Arithmetic
+from policyopt.rollouts.kept import Kept
 from policyopt.rollouts.language import Groups
 from policyopt.studies.claim import Claim, Metrics, lower_bound, paired_difference
 from policyopt.studies.preferences import shortened
 from policyopt.training.loop import Cadence, run
-from policyopt.types import Budget, Clock
+from policyopt.types import Budget, Clock, Rollouts
 
 GATHERING, FITTING, UPDATES = 24, 800, 120
-TOKENS = 384_000
-RATE, BETA = 1e-3, 0.5
+TOKENS = 510_000
+PROMPTS, SAMPLES = 89, 16  # whole responses of a gathering update that are about the tokens of its steps
+RATE, BETA, PREFERENCE_BETA = 1e-3, 0.5, 0.1
 
 
 def problem() -> Arithmetic:
@@ -57,9 +63,60 @@ def by_steps() -> Stages:
 
 def by_responses() -> Stages:
     gather, policy = dapo_direct.response_level().stages
-    collector = replace(gather.method.collector, prompts=78, completions=16)
+    collector = replace(gather.method.collector, prompts=PROMPTS, completions=SAMPLES)
     gather = replace(gather, method=replace(gather.method, collector=collector), until=Budget(updates=GATHERING))
     return _set(Stages(stages=(gather, policy)), groups=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightOverWrong(Credit):
+    """As many pairs of a right and a wrong response to a prompt as there are without using one twice."""
+
+    needs: ClassVar[tuple[str, ...]] = ("scores", "group")
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        right, pairs = batch.scores["reward"] > 0, list[tuple[int, int]]()
+        for prompt in batch.group.unique():
+            own = batch.group == prompt
+            winners, losers = ((own & chosen).nonzero().squeeze(1).tolist() for chosen in (right, ~right))
+            pairs += zip(winners, losers, strict=False)
+        return as_pairs(batch, pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Right(Credit):
+    """The right responses."""
+
+    needs: ClassVar[tuple[str, ...]] = ("scores",)
+
+    def __call__(self, batch: Rollouts, memory: object = None) -> Rollouts:
+        return batch[batch.scores["reward"] > 0]
+
+
+def _from_responses(selection: Credit, training: OnPolicy) -> Stages:
+    whole = Groups(prompts=PROMPTS, samples=SAMPLES)
+    gather = Gathering(collector=whole, annotators=(Reference(),), credit=(selection,))
+    training = replace(training, collector=Kept(groups=64), optimizer=Adam(learning_rate=RATE))
+    return Stages(
+        stages=(
+            Stage(name="gathering", method=gather, until=Budget(updates=GATHERING)),
+            Learning(name="training", method=training),
+        )
+    )
+
+
+def by_pairs() -> Stages:
+    return _from_responses(RightOverWrong(), OnPolicy(objective=Preference(loss=Sigmoid(beta=PREFERENCE_BETA))))
+
+
+def by_imitation() -> Stages:
+    return _from_responses(Right(), sft.method())
+
+
+def with_critic() -> OnPolicy:
+    made, adam = ppo.method(), Adam(learning_rate=RATE)
+    assert made.critic is not None
+    return replace(made, critic=replace(made.critic, optimizer=adam), optimizer=adam)
 
 
 def on_policy() -> OnPolicy:
@@ -113,6 +170,8 @@ def correlation(learner: Any, task: Any, seed: int, smoke: bool) -> Mapping[str,
     return {"correlation": float(torch.nan_to_num(torch.corrcoef(both)[0, 1]))}
 
 
+OTHERS = ("dpo", "imitation", "grpo", "ppo")
+
 claim = Claim(
     slug="dapo-direct",
     paper="2412.18279",
@@ -121,14 +180,17 @@ claim = Claim(
     arms={
         "dapo-direct": Arm(method=by_steps, budget=Budget(updates=GATHERING + FITTING + UPDATES)),
         "response level": Arm(method=by_responses, budget=Budget(updates=GATHERING + UPDATES)),
+        "dpo": Arm(method=by_pairs, budget=Budget(updates=GATHERING + UPDATES)),
+        "imitation": Arm(method=by_imitation, budget=Budget(updates=GATHERING + UPDATES)),
         "grpo": Arm(method=on_policy, budget=Budget(tokens=TOKENS)),
+        "ppo": Arm(method=with_critic, budget=Budget(tokens=TOKENS)),
     },
     gates=(
         paired_difference("accuracy", "dapo-direct", "response level", above=0.0),
         lower_bound("gain", "dapo-direct", above=0.0),
         lower_bound("correlation", "dapo-direct", above=0.5, required=False),
-        paired_difference("accuracy", "dapo-direct", "grpo", above=0.0, required=False),
-        paired_difference("fall", "dapo-direct", "grpo", below=0.0, required=False),
+        *(paired_difference("accuracy", "dapo-direct", other, above=0.0, required=False) for other in OTHERS),
+        *(paired_difference("fall", "dapo-direct", other, below=0.0, required=False) for other in ("grpo", "ppo")),
     ),
     seeds=range(5),
     budget=f"about {TOKENS:,} sampled tokens an arm and seed; {UPDATES} updates of the policy where it learns offline",
