@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
@@ -130,9 +128,9 @@ class Optimizer:
     def check(self, clock: Clock) -> None:
         """Raises NonFinite where an attempt since the last check had a loss or gradient that is not finite."""
         seen, self.seen = self.seen, []
-        if not seen or math.isfinite(reduce(add, (total for *_, total in seen))):
+        if (failed := next((both for *both, total in seen if not math.isfinite(total)), None)) is None:
             return
-        loss, norm = next((loss, norm) for loss, norm, total in seen if not math.isfinite(total))
+        loss, norm = failed
         raise NonFinite(
             f"step {clock.step}: the loss is {float(loss):g} and its gradient norm {float(norm):g}; the weights are "
             "unchanged. Look at the rewards and the data of this step; a lower learning rate or a tighter "

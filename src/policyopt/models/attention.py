@@ -13,7 +13,7 @@ J key-value heads, R = H / J, P longest prefix, T longest row, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,30 +70,30 @@ class KeyValues:
     values: list[Tensor]
     length: Tensor
 
-    def rows(self, index: Tensor, length: Tensor | None = None) -> KeyValues:
-        """A copy of the prefixes ``index`` [n], cut to ``length`` [n]."""
-        length = self.length[index] if length is None else length
-        longest = int(length.max()) if len(length) else 0
-        keys = [k[index, :, :longest] for k in self.keys]
-        return KeyValues(keys, [v[index, :, :longest] for v in self.values], length)
+    def rows(self, index: Tensor, width: int) -> KeyValues:
+        """A copy of the prefixes ``index`` [n] with room for ``width`` positions."""
+        keys, values = (_widened((block[index] for block in blocks), width) for blocks in (self.keys, self.values))
+        return KeyValues(keys, values, self.length[index])
+
+    def append(self, own: KeyValues, row: Tensor) -> None:
+        """Puts the first ``own.length[i]`` positions of row ``row[i]`` of ``own`` behind prefix i, in place if it can."""
+        start, self.length = self.length, self.length + own.length
+        if (width := int(self.length.max())) > self.keys[0].shape[2]:
+            self.keys, self.values = _widened(self.keys, width), _widened(self.values, width)
+        at, step = (torch.arange(width, device=row.device) < own.length[:, None]).nonzero(as_tuple=True)
+        for block, mine in zip((*self.keys, *self.values), (*own.keys, *own.values), strict=True):
+            block[at, :, start[at] + step] = mine[row[at], :, step]
 
 
-def _joined(prefix: Tensor, own: Tensor, start: Tensor) -> Tensor:
-    """[n, J, P, D] and [n, J, T, D] as one right-padded block, ``own`` beginning at ``start`` [n] of each row."""
-    rows, heads, longest, size = prefix.shape
-    block = prefix.new_zeros(rows, heads, longest + own.shape[2], size)
-    block[:, :, :longest] = prefix
-    where = start[:, None] + torch.arange(own.shape[2], device=own.device)
-    block.scatter_(2, where[:, None, :, None].expand(-1, heads, -1, size), own)
-    return block
+def _widened(blocks: Iterable[Tensor], width: int) -> list[Tensor]:
+    return [functional.pad(block, (0, 0, 0, width - block.shape[2])) for block in blocks]
 
 
-def joined(prefixes: KeyValues, own: KeyValues) -> KeyValues:
-    """The prefixes [n] with n rows of their own behind them."""
-    start, length = prefixes.length, prefixes.length + own.length
-    keys = [_joined(p, o, start) for p, o in zip(prefixes.keys, own.keys, strict=True)]
-    values = [_joined(p, o, start) for p, o in zip(prefixes.values, own.values, strict=True)]
-    return KeyValues(keys, values, length).rows(torch.arange(len(length), device=length.device))
+def joined(prefixes: KeyValues, index: Tensor, own: KeyValues, row: Tensor) -> KeyValues:
+    """Copies of the prefixes ``index`` [n] with the rows ``row`` [n] of ``own`` behind them, and room for a token more."""
+    made = prefixes.rows(index, 1 + int((prefixes.length[index] + own.length).max()))
+    made.append(own, row)
+    return made
 
 
 class _Grid:
@@ -212,7 +212,8 @@ class Packed:
         held = self.known
         for level, (keys, values) in zip(self.levels, self.kept, strict=True):
             own = KeyValues(keys, values, level.length)
-            held = own if level.parent is None or held is None else joined(held.rows(level.parent), own)
+            every = torch.arange(len(level.length), device=level.length.device)
+            held = own if level.parent is None or held is None else joined(held, level.parent, own, every)
         assert held is not None
         return held
 
@@ -297,8 +298,5 @@ class Decoding:
         """Keys and values of prefix + own tokens of the samples ``rows`` [n], cut to ``length`` [n] own tokens."""
         place = torch.empty_like(self.order)
         place[self.order] = torch.arange(len(self.order), device=self.order.device)
-        longest = int(length.max()) if len(length) else 0
-        own = KeyValues(
-            [k[place[rows], :, :longest] for k in self.keys], [v[place[rows], :, :longest] for v in self.values], length
-        )
-        return joined(self.prefix.rows(rows // self.samples), own)
+        own = KeyValues(self.keys, self.values, length)
+        return joined(self.prefix, rows // self.samples, own, place[rows])

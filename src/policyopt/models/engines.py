@@ -85,11 +85,13 @@ class SharedPrefixEngine:
         return hidden[levels[-1].length.cumsum(0) - 1 + sum(layout.tokens[:-1])], layout.memory(), len(hidden)
 
     def resume(self, known: KeyValues, suffixes: Sequence[Tensor]) -> tuple[Tensor, KeyValues, int]:
-        """The same for sequences of which all but ``suffixes`` (one token or more each) is known."""
+        """The same for sequences of which all but ``suffixes`` (one token or more each) is known; ``known`` gets them."""
         length = torch.tensor([len(s) for s in suffixes], device=suffixes[0].device)
-        layout = Packed([Level(length, torch.arange(len(length), device=length.device))], known, keep=True)
+        every = torch.arange(len(length), device=length.device)
+        layout = Packed([Level(length, every)], known, keep=True)
         hidden = self._run(torch.cat(list(suffixes)), layout)
-        return hidden[length.cumsum(0) - 1], layout.memory(), len(hidden)
+        known.append(KeyValues(*layout.kept[0], length), every)
+        return hidden[length.cumsum(0) - 1], known, len(hidden)
 
     def decoder(self, memory: KeyValues, samples: int, capacity: int) -> SharedPrefixDecoder:
         return SharedPrefixDecoder(self, Decoding(memory, samples, capacity))

@@ -77,7 +77,8 @@ class Sampling:
 class Prefixes:
     """Token sequences to continue, with keys and values of their beginnings where a former ``extend`` kept them.
 
-    ``known`` is valid for the weights with the stamp ``version`` alone; afterwards the tokens are computed anew.
+    ``known`` is valid for the weights with the stamp ``version`` alone, and the next ``extend`` takes it away: without it the
+    tokens are computed anew.
     """
 
     tokens: list[Tensor]
@@ -325,9 +326,9 @@ class LanguagePolicy:
     def _prefill(self, given: Prefixes) -> tuple[Tensor, Any, int]:
         if given.known is None or given.version != self.version or isinstance(self.engine, PaddedEngine):
             return self.engine.prefill(self._fed(given.tokens))
-        known = given.known.length.tolist()
-        suffixes = [tokens[n:] for tokens, n in zip(given.tokens, known, strict=True)]
-        return self.engine.resume(given.known, self._fed(suffixes))
+        known, given.known = given.known, None
+        suffixes = [tokens[n:] for tokens, n in zip(given.tokens, known.length.tolist(), strict=True)]
+        return self.engine.resume(known, self._fed(suffixes))
 
     # -- the forward
 

@@ -255,8 +255,11 @@ def grow(
         if not bool((copies == samples).all()):
             nodes, samples = nodes.repeat_interleave(copies), 1
         nodes = nodes[forest.step[nodes].argsort(stable=True)]
+        prefixes = forest.prefixes(nodes)
+        if forest.steps and not branching.revisits:
+            forest.steps[-1].decoder = None  # its keys and values were handed on
         sampled = policy.extend(
-            forest.prefixes(nodes),
+            prefixes,
             samples,
             sampling,
             rng,
@@ -264,8 +267,6 @@ def grow(
             stop=problem.stop,
             keep=True,
         )
-        if forest.steps and not branching.revisits:
-            forest.steps[-1].decoder = None  # its keys and values were handed on
         fresh = forest.add(sampled, nodes.repeat_interleave(samples))
         forest.open[fresh] &= ~torch.tensor(branching.hopeless(policy.decode(sampled.actions, sampled.length)))
         growth = branching(forest, fresh, choices)
