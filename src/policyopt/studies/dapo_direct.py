@@ -196,7 +196,7 @@ claim = Claim(
     seeds=range(5),
     budget=f"about {TOKENS:,} sampled tokens an arm and seed; {UPDATES} updates of the policy where it learns offline",
     tuning="rate and β of every arm are the best by final accuracy of three to six settings on seed 100, which is not scored: "
-    "β 0.1 to 2 at the rate 1e-3 for steps, responses and (0.1 to 2) pairs, a rate of 3e-3 or 3e-4 beside it, rates of 1e-3 to 2e-4 "
+    "β 0.1 to 2 at the rate 1e-3 for steps, responses and pairs, and a rate of 3e-3 or 3e-4 beside it; rates of 1e-3 to 2e-4 "
     "on-policy; the data of all arms follow from what the step critic needed there",
     axis="sampled tokens",
 )
