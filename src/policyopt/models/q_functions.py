@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,9 @@ from torch.nn import functional
 
 from policyopt.models.layers import EnsembleLinear, Layers, chain
 from policyopt.types import Part
+
+
+PIECE = 2048  # rows that ``QEnsemble.many`` puts through at once
 
 
 class EnsembleNorm(nn.Module):
@@ -36,10 +40,11 @@ class QEnsemble(nn.Module):
     def __init__(self, heads: int, sizes: Sequence[int], activation: type[nn.Module], layer_norm: bool) -> None:
         super().__init__()
         self.heads = heads
+        between = partial(nn.ReLU, inplace=True) if activation is nn.ReLU else activation
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
             norm = [EnsembleNorm(heads, outputs)] if layer_norm else []
-            layers += [EnsembleLinear(heads, inputs, outputs), *norm, activation()]
+            layers += [EnsembleLinear(heads, inputs, outputs), *norm, between()]
         self.layers = Layers(*layers, EnsembleLinear(heads, sizes[-1], 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -57,7 +62,15 @@ class QEnsemble(nn.Module):
         return x.squeeze(-1)
 
     def many(self, observation: Tensor, actions: Tensor) -> Tensor:
-        """Values [K, N, M] of M actions [N, M, A] of each observation [N, S], whose part of the first layer is shared."""
+        """Values [K, N, M] of M actions [N, M, A] of each observation [N, S], whose part of the first layer is shared.
+
+        In pieces: arrays of a few MiB stay in the processor's cache and are used again: a quarter of CQL's time.
+        """
+        rows = max(1, PIECE // actions.shape[1])
+        pieces = zip(observation.split(rows), actions.split(rows), strict=True)
+        return torch.cat([self._many(*piece) for piece in pieces], 1)
+
+    def _many(self, observation: Tensor, actions: Tensor) -> Tensor:
         rows, count, size = actions.shape
         linear = self.layers[0]
         assert isinstance(linear, EnsembleLinear)
@@ -65,7 +78,7 @@ class QEnsemble(nn.Module):
         before = torch.baddbmm(linear.bias, observation.expand(self.heads, -1, -1), seen)
         x = torch.bmm(actions.reshape(1, rows * count, size).expand(self.heads, -1, -1), done)
         x = (x.view(self.heads, rows, count, -1) + before.unsqueeze(2)).flatten(1, 2)
-        values: Tensor = self.layers[1:](x)
+        values: Tensor = self.layers[2:](self.layers[1](x))
         return values.view(self.heads, rows, count)
 
 
