@@ -14,7 +14,6 @@ from torch.nn import functional
 from policyopt.models.layers import EnsembleLinear, Layers, chain
 from policyopt.types import Part
 
-
 PIECE = 2048  # rows that ``QEnsemble.many`` puts through at once
 
 
