@@ -69,6 +69,7 @@ class Entry:
 
 
 def unknown(what: str, name: str, names: list[str]) -> ValueError:
+    """The error for a name that isn't known, with the nearest ones."""
     near = get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(names))}"
     return ValueError(f"no {what} is called {name!r}; {hint}")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from policyopt.learners.off_policy import Acting, regression, soft_policy_loss
+from policyopt.learners.acting import Acting
+from policyopt.learners.off_policy import regression, soft_policy_loss
 from policyopt.methods import dsrl, flow_bc
 from policyopt.models.diffusion import Flow
 from policyopt.problems.control.two_gap import TwoGap

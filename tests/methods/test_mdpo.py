@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 from matching import Match
-from policyopt.learners.off_policy import Exploring, LogTemperature, Round, SoftPolicy
+from policyopt.learners.acting import Exploring
+from policyopt.learners.off_policy import LogTemperature, Round, SoftPolicy
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.learners.update import Adam
 from policyopt.methods import mdpo

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policyopt.learners.off_policy import DeterministicPolicy, Exploring, Round, SmoothedCritic, smoothed
+from policyopt.learners.acting import Exploring
+from policyopt.learners.off_policy import DeterministicPolicy, Round, SmoothedCritic, smoothed
 from policyopt.methods import td3
 from policyopt.models.bounded_actors import Bounded
 from policyopt.models.q_functions import QFunctions

@@ -42,6 +42,8 @@ class Critic(Part):
 
 
 class LiveCritic:
+    """The critic at work: its network and optimizer."""
+
     def __init__(self, settings: Critic, model: Any, learning_rate: float) -> None:
         self.settings, self.model = settings, model
         self.optimizer = settings.optimizer.build(model.parameters(), learning_rate)

@@ -19,6 +19,8 @@ from policyopt.types import Budget, Clock, generator
 
 
 class Demonstrated(Protocol):
+    """A problem that shows what its reference solutions do on the way."""
+
     name: str
 
     def demonstrations(self, batch: int, rng: torch.Generator) -> tuple[Any, Tensor]:

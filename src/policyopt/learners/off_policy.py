@@ -14,11 +14,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import Acting, Agent
 from policyopt.learners.data import Sampling, ScaledReward, Standardize, StandardizedPolicy
 from policyopt.learners.update import Adam
 from policyopt.models.bounded_actors import Bounded
@@ -28,8 +29,6 @@ from policyopt.objectives.behaviour import BehaviourRegularizer, value_scale
 from policyopt.rollouts.replay import Interaction, Replay
 from policyopt.rollouts.transitions import checked
 from policyopt.types import Budget, Clock, Loss, Part, Transitions, generator
-
-Agent: TypeAlias = nn.ModuleDict
 
 
 def soft_target(
@@ -271,6 +270,7 @@ class Temperature(Update):
 
 
 def soft_actor(agent: Agent) -> SoftActor:
+    """The agent's actor, which samples."""
     actor = agent["actor"]
     assert isinstance(actor, SoftActor)
     return actor
@@ -286,89 +286,6 @@ class Round(Part):
     def __post_init__(self) -> None:
         if not self.updates or self.repeat < 1:
             raise ValueError(f"a round needs at least one update and one repetition, got repeat={self.repeat}")
-
-
-class Actor(Protocol):
-    """A network that acts in the box [−1, 1]^A: greedily by its mode."""
-
-    action_size: int
-
-    def mode(self, observation: Tensor) -> Tensor: ...
-
-
-class SamplingActor(Actor, Protocol):
-    def sample(self, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]: ...
-
-
-class ActorPolicy:
-    """Acts with the actor itself: samples, or its mode where greedy; ``warm_up`` is uniform in the box."""
-
-    def __init__(self, actor: SamplingActor) -> None:
-        self.actor = actor
-
-    @torch.no_grad()
-    def act(
-        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Actions [N, A] for observations [N, S]."""
-        action = self.actor.mode(observation) if greedy else self.actor.sample(observation, rng)[0]
-        return action, {}, memory
-
-    def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
-        return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
-
-
-class ExploringPolicy:
-    """Acts with the actor's mode plus Gaussian noise of a deviation, without it where greedy."""
-
-    def __init__(self, actor: Actor, deviation: float) -> None:
-        self.actor, self.deviation = actor, deviation
-
-    @torch.no_grad()
-    def act(
-        self, observation: Tensor, memory: Any, rng: torch.Generator, greedy: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Actions [N, A] for observations [N, S]."""
-        action = self.actor.mode(observation)
-        if not greedy and self.deviation > 0.0:
-            action = (action + self.deviation * torch.randn(action.shape, generator=rng)).clamp(-1.0, 1.0)
-        return action, {}, memory
-
-    def warm_up(self, observation: Tensor, memory: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Any]:
-        return 2.0 * torch.rand(len(observation), self.actor.action_size, generator=rng) - 1.0, {}, memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acting(Part):
-    """Who acts with an agent: its actor. Others may put something between the actor and the environment, or act in
-    ``discrete`` choices."""
-
-    discrete: ClassVar[bool] = False
-
-    def modules(self, problem: Any, policy: Any) -> dict[str, nn.Module]:
-        """Networks that acting needs and nothing trains, made from the ``policy`` that the learner was given."""
-        if policy is not None:
-            raise ValueError(f"this method makes its own policy and has no use for a {type(policy).__name__}")
-        return {}
-
-    def policy(self, agent: Agent) -> Any:
-        actor: Any = agent["actor"]
-        return ActorPolicy(actor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exploring(Acting):
-    """The actor's mode, with Gaussian noise of deviation ``noise`` while it gathers. Raises ValueError where negative."""
-
-    noise: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.noise >= 0.0:
-            raise ValueError(f"the noise of exploration must not be negative, got {self.noise:g}")
-
-    def policy(self, agent: Agent) -> Any:
-        actor: Any = agent["actor"]
-        return ExploringPolicy(actor, self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.off_policy import (
-    Agent,
-    DeterministicPolicy,
-    OffPolicy,
-    Round,
-    SmoothedCritic,
-    Update,
-    first_values,
-)
+from policyopt.learners.acting import Agent
+from policyopt.learners.off_policy import DeterministicPolicy, OffPolicy, Round, SmoothedCritic, Update, first_values
 from policyopt.learners.update import Adam
 from policyopt.methods import td3_bc
 from policyopt.models.action_vae import ActionAutoencoder, ActionVAE, latent_divergence
@@ -57,6 +50,7 @@ def reconstruction_loss(rebuilt: Tensor, action: Tensor, advantage: Tensor) -> T
 
 
 def autoencoder(agent: Agent) -> ActionVAE:
+    """The agent's model of the data's better actions."""
     vae = agent["vae"]
     assert isinstance(vae, ActionVAE)
     return vae

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from policyopt.learners.off_policy import Agent, Exploring, OffPolicy, Round, Update
+from policyopt.learners.acting import Agent, Exploring
+from policyopt.learners.off_policy import OffPolicy, Round, Update
 from policyopt.models.bounded_actors import Bounded, BoundedGaussian, GaussianInBox
 from policyopt.objectives.behaviour import behaviour_distance
 from policyopt.types import Loss, Transitions

@@ -47,14 +47,17 @@ BUDGETS = (5, 11, 17, 23)
 
 
 def uniform(budgets: tuple[int, ...]) -> tuple[float, ...]:
+    """All budgets are as likely."""
     return (1.0 / len(budgets),) * len(budgets)
 
 
 def proportional(budgets: tuple[int, ...]) -> tuple[float, ...]:
+    """A budget is as likely as it is long."""
     return tuple(budget / sum(budgets) for budget in budgets)
 
 
 def largest(budgets: tuple[int, ...]) -> tuple[float, ...]:
+    """The largest alone."""
     return (*(0.0 for _ in budgets[1:]), 1.0)
 
 
@@ -93,18 +96,24 @@ class Baseline(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOnly(Baseline):
+    """V1 alone."""
+
     def __call__(self, own: Tensor, group: Tensor) -> Tensor:
         return own
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOnly(Baseline):
+    """V2 alone."""
+
     def __call__(self, own: Tensor, group: Tensor) -> Tensor:
         return group
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoBaseline(Baseline):
+    """Nothing is subtracted."""
+
     def __call__(self, own: Tensor, group: Tensor) -> Tensor:
         return torch.zeros_like(own)
 
@@ -270,6 +279,7 @@ def anytime(
     baseline: Baseline | None = None,
     answer: AnswerAdvantage | None = None,
 ) -> OnPolicy:
+    """Traces cut at ``budgets``, ``answers`` to each beginning, weighted by ``prior``; None: the parts' defaults."""
     return OnPolicy(
         collector=Anytime(prompts=16, samples=8, budgets=budgets, answers=answers),
         credit=(ThinkingAdvantage(prior=prior, baseline=baseline or Baseline()), answer or AnswerAdvantage()),

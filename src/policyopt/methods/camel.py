@@ -24,11 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import Agent, Exploring, ExploringPolicy
 from policyopt.learners.off_policy import (
-    Agent,
     DeterministicPolicy,
-    Exploring,
-    ExploringPolicy,
     OffPolicy,
     OffPolicyLearner,
     Round,
@@ -151,6 +149,7 @@ class Masked(Exploring):
 
 
 def action_mask(agent: Agent) -> ActionMask:
+    """The agent's interval around the prior's actions."""
     mask = agent["mask"]
     assert isinstance(mask, ActionMask)
     return mask

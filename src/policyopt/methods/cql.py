@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import Agent
 from policyopt.learners.off_policy import (
-    Agent,
     LogTemperature,
     OffPolicy,
     Round,

@@ -158,6 +158,8 @@ def _rows(batch: Rollouts, length: Tensor, **columns: Tensor) -> Rollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptStates(Kept):
+    """Kept rows with the critic's targets or the steps' advantages."""
+
     gives: ClassVar[tuple[str, ...]] = (*Kept.gives, "returns", "advantage")
 
 
@@ -183,6 +185,7 @@ class CriticStage(Stage):
 
 
 def completions_of(artifacts: Mapping[str, Learner], name: str) -> Rollouts:
+    """What the finished stage ``name`` gathered; ValueError where it didn't."""
     gathered = artifacts.get(name)
     if not isinstance(gathered, GatheringLearner):
         raise ValueError(f"no stage named {name!r} gathered completions before this one")

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policyopt.learners.off_policy import Acting, Agent, OffPolicy, Round, Update, polyak
+from policyopt.learners.acting import Acting, Agent
+from policyopt.learners.off_policy import OffPolicy, Round, Update, polyak
 from policyopt.learners.update import Adam
 from policyopt.models.choices import Choices
 from policyopt.types import Loss, Transitions

@@ -22,9 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import Acting, Agent
 from policyopt.learners.off_policy import (
-    Acting,
-    Agent,
     OffPolicy,
     Round,
     SoftCritic,
@@ -109,6 +108,7 @@ class Steering(Acting):
 
 
 def steerable(agent: Agent) -> Steerable:
+    """The agent's frozen generative policy."""
     base = agent["base"]
     assert isinstance(base, Steerable)
     return base

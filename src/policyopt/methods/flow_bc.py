@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from policyopt.learners.off_policy import Acting, Agent, OffPolicy, Round, Update
+from policyopt.learners.acting import Acting, Agent
+from policyopt.learners.off_policy import OffPolicy, Round, Update
 from policyopt.learners.update import Adam
 from policyopt.models.diffusion import Flow, FlowPolicy
 from policyopt.types import Loss, Transitions

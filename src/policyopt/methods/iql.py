@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import Agent
 from policyopt.learners.data import ScaledReward
-from policyopt.learners.off_policy import Agent, Critic, OffPolicy, Round, Update
+from policyopt.learners.off_policy import Critic, OffPolicy, Round, Update
 from policyopt.learners.update import Adam, Cosine
 from policyopt.models.bounded_actors import BoundedGaussian, GaussianInBox
 from policyopt.models.state_value import StateValues

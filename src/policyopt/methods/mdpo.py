@@ -31,18 +31,10 @@ from torch.distributions import kl_divergence
 
 from policyopt.credit.returns import GeneralizedAdvantage
 from policyopt.credit.scaling import RewardScaling, SingleSteps
+from policyopt.learners.acting import Agent
 from policyopt.learners.critic import Critic
-from policyopt.learners.off_policy import (
-    Agent,
-    OffPolicy,
-    Round,
-    Update,
-    first_values,
-    polyak,
-    regression,
-    soft_actor,
-)
 from policyopt.learners.off_policy import Critic as ActionValues
+from policyopt.learners.off_policy import OffPolicy, Round, Update, first_values, polyak, regression, soft_actor
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam, Linear
 from policyopt.models.control import MLP
@@ -85,6 +77,8 @@ class MirrorDescent(OnPolicy):
 
 
 class MirrorLearner(OnPolicyLearner):
+    """On-policy mirror descent: all updates of a step are on one proximal objective."""
+
     method: MirrorDescent
 
     def step_size(self) -> float:
@@ -204,6 +198,7 @@ class MirrorPolicy(Update):
 
 
 def old_actor(agent: Agent) -> OldActor:
+    """The actor that the present one is kept near."""
     old = agent["old_actor"]
     assert isinstance(old, OldActor)
     return old

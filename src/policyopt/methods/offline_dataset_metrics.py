@@ -59,6 +59,7 @@ class Limits(NamedTuple):
 
 
 def limits(data: Transitions) -> Limits:
+    """Of a data set's observations and actions."""
     pairs = _numbers(data)
     return Limits(pairs.min(0), pairs.max(0))
 

@@ -169,6 +169,7 @@ class DifferenceScaling(Credit):
 
 
 def pairwise(clip: PairClip) -> OnPolicy:
+    """Pairs of responses, four passes over a batch, clipped by ``clip``."""
     return OnPolicy(
         collector=Groups(prompts=64, samples=2),
         annotators=(Reference(),),

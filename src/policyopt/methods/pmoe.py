@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from policyopt.learners.acting import Agent
 from policyopt.learners.off_policy import (
-    Agent,
     LogTemperature,
     OffPolicy,
     Round,
@@ -78,6 +78,7 @@ class Proposals:
 
 
 def proposals(agent: Agent, observation: Tensor, rng: torch.Generator) -> Proposals:
+    """One action of every expert in each state of observation [N, S]."""
     actor, critic = agent["actor"], agent["critic"]
     assert isinstance(actor, MixtureActor) and isinstance(critic, QEnsemble)
     actions, logp = actor.propose(observation, rng)

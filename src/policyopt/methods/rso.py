@@ -163,6 +163,7 @@ def rejection_sampled(
 
 
 def on_pairs(objective: Preference) -> OnPolicy:
+    """Learns from 64 of the selected pairs an update."""
     return OnPolicy(collector=Kept(groups=64), objective=objective)
 
 

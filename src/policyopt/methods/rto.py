@@ -90,6 +90,7 @@ class Reinforced(Rewarded):
 
 
 def reinforcement(dense: tuple[Credit, ...], penalty: float = 0.01) -> OnPolicy:
+    """PPO on the reward at the end, the ``dense`` rewards of tokens, and the divergence from the reference inside the reward."""
     return OnPolicy(
         collector=Groups(prompts=128, samples=1),
         annotators=(Reference(),),

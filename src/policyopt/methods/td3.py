@@ -7,7 +7,8 @@ The paper's networks; rate 3e-4 for all, as in the authors' later code. It gathe
 uniformly random steps. The ½ leaves Adam's steps as they are.
 """
 
-from policyopt.learners.off_policy import DeterministicPolicy, Exploring, OffPolicy, Round, SmoothedCritic
+from policyopt.learners.acting import Exploring
+from policyopt.learners.off_policy import DeterministicPolicy, OffPolicy, Round, SmoothedCritic
 
 FAMILY = "baselines"
 

@@ -5,8 +5,9 @@
 Observations are standardized by the data set, with 1e-3 added to the deviations.
 """
 
+from policyopt.learners.acting import Exploring
 from policyopt.learners.data import Standardize
-from policyopt.learners.off_policy import DeterministicPolicy, Exploring, OffPolicy, Round, SmoothedCritic
+from policyopt.learners.off_policy import DeterministicPolicy, OffPolicy, Round, SmoothedCritic
 from policyopt.objectives.behaviour import BehaviourRegularizer
 
 FAMILY = "baselines"

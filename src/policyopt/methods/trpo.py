@@ -70,6 +70,8 @@ class TrustRegion(OnPolicy):
 
 
 class TrustRegionLearner(OnPolicyLearner):
+    """One natural step a collection, shortened until it is allowed and an improvement."""
+
     method: TrustRegion
 
     def natural_step(self, batch: Rollouts) -> Tensor:

@@ -92,6 +92,8 @@ class PaddedEngine:
 
 
 class PaddedDecoder:
+    """Tokens one by one with the model's own cache."""
+
     def __init__(self, model: Any, memory: Any, samples: int) -> None:
         self.model = model
         cache, mask, length = memory

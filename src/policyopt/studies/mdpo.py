@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
+from policyopt.learners.acting import Acting
 from policyopt.learners.critic import Critic
-from policyopt.learners.off_policy import Acting, LogTemperature, OffPolicy, Round, Temperature
+from policyopt.learners.off_policy import LogTemperature, OffPolicy, Round, Temperature
 from policyopt.learners.on_policy import OnPolicy
 from policyopt.learners.update import Adam, Linear
 from policyopt.methods import mdpo, ppo, sac, trpo

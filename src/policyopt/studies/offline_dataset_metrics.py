@@ -77,6 +77,8 @@ class Taught(Walkers):
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching(FourRooms):
+    """Rooms in which every step that is logged teaches ``learner``."""
+
     learner: TabularLearner
 
     def make(self, n: int, seed: int) -> Walkers:

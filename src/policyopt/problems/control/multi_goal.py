@@ -39,6 +39,8 @@ class MultiGoalWalks(Walks):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiGoal(Control):
+    """A walk from the middle of a plane to any of its goals."""
+
     episodes: int = 20
 
     @property

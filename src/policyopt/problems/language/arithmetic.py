@@ -323,6 +323,7 @@ def _high(value: int | tuple[int, int]) -> int:
 
 
 def read_range(text: str) -> int | tuple[int, int]:
+    """``"3"`` → 3, ``"2-5"`` → (2, 5)."""
     low, dash, high = text.partition("-")
     return (int(low), int(high)) if dash else int(low)
 

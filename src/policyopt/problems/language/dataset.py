@@ -228,6 +228,7 @@ def _check_rows(rows: Rows, where: str) -> None:
 
 
 def is_messages(value: Any) -> bool:
+    """Whether it is a chat: a list of messages with a role and a text."""
     return (
         isinstance(value, list)
         and len(value) > 0
