@@ -107,10 +107,11 @@ def test_demand_does_not_depend_on_what_is_done():
 
 def test_starts_are_feasible():
     plants = LotSizing(instance=1).make(2000, 0)
+    inventory, setup = state_of(plants.observations, 6)
     able = np.concatenate([np.ones((3, 1), bool), plants.plant.production > 0], 1)
     for machine in range(3):
-        assert set(plants.setup[:, machine]) == set(np.flatnonzero(able[machine]))
-    assert plants.inventory.min() == 0 and plants.inventory.max() == 99
+        assert set(setup[:, machine]) == set(np.flatnonzero(able[machine]))
+    assert inventory.min() == 0 and inventory.max() == 99
 
 
 def test_instances_follow_their_regime():

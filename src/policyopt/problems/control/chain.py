@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.fixed_horizon import FixedHorizon
 from policyopt.problems.language.base import read_options
 
 
@@ -71,40 +71,23 @@ class Chain(Control):
         return float(value[1])
 
 
-class Chains:
-    """n chains; all episodes begin and end together."""
+class Chains(FixedHorizon):
+    """n chains; ``observations`` [n, states] are one-hot."""
 
     def __init__(self, problem: Chain, n: int, seed: int) -> None:
-        self.problem, self.n, self.seed = problem, n, seed
-        self.rewards, self.one_hot = problem.rewards, np.eye(problem.states, dtype=np.float32)
-        self.episode, self.age = 0, 0
-        self.observations = self._start()
+        self.problem, self.rewards = problem, problem.rewards
+        self.one_hot = np.eye(problem.states, dtype=np.float32)
+        super().__init__(n, problem.horizon, seed)
 
-    def _start(self) -> Array:
-        """Draws the whole episode's slips: a saved state needs the number of the episode alone."""
-        rng = np.random.default_rng([self.seed, self.episode])
-        self.slips = rng.random((self.problem.horizon, self.n)) < self.problem.slip
+    def start(self, rng: np.random.Generator) -> Array:
+        self.slips = rng.random((self.horizon, self.n)) < self.problem.slip
         return np.asarray(self.one_hot[np.ones(self.n, np.int64)])
 
-    def step(self, actions: Array) -> Transition:
+    def outcome(self, actions: Array) -> tuple[Array, Array]:
         """actions [n], 0 or 1."""
         moved = 2 * (actions ^ self.slips[self.age]) - 1
         state = np.clip(self.observations.argmax(1) + moved, 0, self.problem.states - 1)
-        self.age += 1
-        following = self.observations = np.asarray(self.one_hot[state])
-        ended = np.full(self.n, self.age == self.problem.horizon)
-        if self.age == self.problem.horizon:
-            self.age, self.episode = 0, self.episode + 1
-            self.observations = self._start()
-        return Transition(following, self.rewards[state].astype(np.float32), ended, np.zeros(self.n, bool))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"episode": self.episode, "age": self.age, "observations": torch.from_numpy(self.observations.copy())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episode, self.age = state["episode"], state["age"]
-        self._start()
-        self.observations = state["observations"].numpy().copy()
+        return self.one_hot[state], self.rewards[state]
 
 
 def parse(text: str = "", *, episodes: int = 10) -> Chain:

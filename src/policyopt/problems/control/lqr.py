@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.fixed_horizon import FixedHorizon
 from policyopt.problems.language.base import read_options
 
 
@@ -62,42 +62,21 @@ class LQR(Control):
         return np.asarray(found.x)
 
 
-class LinearSystems:
-    """n systems; ``observations`` [n, 2] are (position, velocity). All episodes begin and end together."""
+class LinearSystems(FixedHorizon):
+    """n systems; ``observations`` [n, 2] are (position, velocity)."""
 
-    def __init__(self, n: int, horizon: int, seed: int) -> None:
-        self.n, self.horizon, self.seed = n, horizon, seed
-        self.episode, self.age = 0, 0
-        self.observations = self._start()
+    def start(self, rng: np.random.Generator) -> Array:
+        start = rng.standard_normal((self.n, 2))
+        self.noise = rng.standard_normal((self.horizon, self.n, 2))
+        return start
 
-    def _start(self) -> Array:
-        """Draws the whole episode's noise: a saved state needs the number of the episode alone."""
-        rng = np.random.default_rng([self.seed, self.episode])
-        start, self.noise = rng.standard_normal((self.n, 2)), rng.standard_normal((self.horizon, self.n, 2))
-        return start.astype(np.float32)
-
-    def step(self, actions: Array) -> Transition:
+    def outcome(self, actions: Array) -> tuple[Array, Array]:
         """actions [n, 1]. Raises ValueError where one isn't finite."""
         if not np.isfinite(actions).all():
             raise ValueError("lqr: an action is not finite: the policy broke down")
         state, force = self.observations.astype(np.float64), actions.astype(np.float64)
         rewards = -((state**2).sum(1) + LQR.PRICE * (force**2).sum(1))
-        following = (state @ LQR.A.T + force @ LQR.B.T + LQR.NOISE * self.noise[self.age]).astype(np.float32)
-        self.age += 1
-        self.observations = following
-        ended = np.full(self.n, self.age == self.horizon)
-        if self.age == self.horizon:
-            self.age, self.episode = 0, self.episode + 1
-            self.observations = self._start()
-        return Transition(following, rewards.astype(np.float32), ended, np.zeros(self.n, bool))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"episode": self.episode, "age": self.age, "observations": torch.from_numpy(self.observations.copy())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episode, self.age = state["episode"], state["age"]
-        self._start()
-        self.observations = state["observations"].numpy().copy()
+        return state @ LQR.A.T + force @ LQR.B.T + LQR.NOISE * self.noise[self.age], rewards
 
 
 def parse(text: str = "", *, episodes: int = 10) -> LQR:

@@ -7,12 +7,12 @@ expected returns is smooth and convex.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-import torch
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.fixed_horizon import FixedHorizon
 
 A, B = np.array([1.0, 0.0]), np.array([-1.0, 1.0])
 BOUND = 1.5  # of each coordinate: keeps distances below 4 and rewards positive
@@ -44,41 +44,22 @@ class PointMass(Control):
         return PointMasses(n, self.horizon, seed)
 
 
-class PointMasses:
-    """n point masses; ``observations`` [n, 4] are (position, velocity). All episodes begin and end together."""
+class PointMasses(FixedHorizon):
+    """n point masses; ``observations`` [n, 4] are (position, velocity)."""
 
-    def __init__(self, n: int, horizon: int, seed: int) -> None:
-        self.n, self.horizon, self.seed = n, horizon, seed
-        self.episode, self.age = 0, 0
-        self.observations = self._start()
+    CUT: ClassVar[bool] = True
 
-    def _start(self) -> Array:
-        rng = np.random.default_rng([self.seed, self.episode])
-        return np.concatenate([rng.uniform(-0.5, 0.5, (self.n, 2)), np.zeros((self.n, 2))], 1).astype(np.float32)
+    def start(self, rng: np.random.Generator) -> Array:
+        return np.concatenate([rng.uniform(-0.5, 0.5, (self.n, 2)), np.zeros((self.n, 2))], 1)
 
-    def step(self, actions: Array) -> Transition:
+    def outcome(self, actions: Array) -> tuple[Array, Array]:
         if not np.isfinite(actions).all():
             raise ValueError("point-mass: an action is not finite: the policy broke down")
         force = np.clip(actions, -1.0, 1.0).astype(np.float64)
         position, velocity = self.observations[:, :2], 0.9 * self.observations[:, 2:] + 0.2 * force
         position = np.clip(position + 0.1 * velocity, -BOUND, BOUND)
         away = [1.0 - np.linalg.norm(position - goal, axis=1) / 4.0 for goal in (A, B)]
-        rewards = np.stack([*away, 1.0 - (force**2).sum(1) / 2.0], 1).astype(np.float32)
-        following = np.concatenate([position, velocity], 1).astype(np.float32)
-        self.age += 1
-        self.observations = following
-        ended = np.full(self.n, self.age == self.horizon)
-        if self.age == self.horizon:
-            self.age, self.episode = 0, self.episode + 1
-            self.observations = self._start()
-        return Transition(following, rewards, np.zeros(self.n, bool), ended)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"episode": self.episode, "age": self.age, "observations": torch.from_numpy(self.observations.copy())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episode, self.age = state["episode"], state["age"]
-        self.observations = state["observations"].numpy().copy()
+        return np.concatenate([position, velocity], 1), np.stack([*away, 1.0 - (force**2).sum(1) / 2.0], 1)
 
 
 def parse(text: str = "", *, episodes: int = 10) -> PointMass:

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from policyopt.problems.control.environments import Array, Control, Spaces, Transition
+from policyopt.problems.control.environments import Array, Control, Spaces
+from policyopt.problems.control.fixed_horizon import FixedHorizon
 from policyopt.problems.language.base import choose, read_options
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -109,55 +109,33 @@ def state_of(observations: Array, items: int) -> tuple[Ints, Ints]:
     return observations[..., :items].astype(np.int64), (rows @ np.arange(1, items + 1)).astype(np.int64)
 
 
-class Plants:
-    """n copies of a plant; all episodes begin and end together. An episode's demand is drawn from (seed, episode), so that
-    policies with the same seed meet the same demand, whatever they do."""
+class Plants(FixedHorizon):
+    """n copies of a plant. Policies with the same seed meet the same demand, whatever they do."""
+
+    CUT: ClassVar[bool] = True
 
     def __init__(self, plant: Plant, n: int, horizon: int, seed: int) -> None:
-        self.plant, self.n, self.horizon, self.seed = plant, n, horizon, seed
-        self.episode, self.age = 0, 0
-        self.inventory, self.setup, self.demand = self._begin()
+        self.plant = plant
+        super().__init__(n, horizon, seed)
 
-    @property
-    def observations(self) -> Array:
-        return observe(self.inventory, self.setup, self.plant.production.shape[1])
-
-    def _begin(self) -> tuple[Ints, Ints, Ints]:
-        """Inventory [n, I], set-up [n, M] (idle or an item that the machine can make), demand [horizon, n, I]."""
-        rng, plant = np.random.default_rng([self.seed, self.episode]), self.plant
-        machines, items = plant.production.shape
+    def start(self, rng: np.random.Generator) -> Array:
+        """Machines idle or are set up for an item that they can make."""
+        plant, (machines, items) = self.plant, self.plant.production.shape
         chance = rng.random((self.n, machines, items + 1))
         chance[..., 1:][:, plant.production == 0] = -1.0
-        demand = rng.binomial(plant.trials, plant.probability, (self.horizon, self.n, items))
-        return rng.integers(0, plant.capacity, (self.n, items)), chance.argmax(-1), demand
+        self.demand = rng.binomial(plant.trials, plant.probability, (self.horizon, self.n, items))
+        return observe(rng.integers(0, plant.capacity, (self.n, items)), chance.argmax(-1), items)
 
-    def step(self, actions: Array) -> Transition:
+    def outcome(self, actions: Array) -> tuple[Array, Array]:
         """Actions [n, M], whole numbers from 0 to I; raises ValueError for others."""
         machines, items = self.plant.production.shape
         if actions.shape != (self.n, machines) or not (actions.min() >= 0 and actions.max() <= items):
             raise ValueError(
                 f"lot-sizing: actions must be of shape {(self.n, machines)}, in 0 … {items}; got {actions}"
             )
-        inventory, setup, cost = self.plant.decide(self.inventory, self.setup, actions.astype(np.int64))
+        inventory, setup, cost = self.plant.decide(*state_of(self.observations, items), actions.astype(np.int64))
         inventory, lost, holding = self.plant.serve(inventory, self.demand[self.age])
-        self.age += 1
-        ended = np.full(self.n, self.age == self.horizon)
-        self.inventory, self.setup = inventory, setup
-        following = self.observations
-        if self.age == self.horizon:
-            self.age, self.episode = 0, self.episode + 1
-            self.inventory, self.setup, self.demand = self._begin()
-        rewards = -(cost + lost + holding).astype(np.float32)
-        return Transition(following, rewards, np.zeros(self.n, bool), ended)
-
-    def state_dict(self) -> dict[str, Any]:
-        state = {"inventory": torch.from_numpy(self.inventory.copy()), "setup": torch.from_numpy(self.setup.copy())}
-        return {"episode": self.episode, "age": self.age, **state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.episode, self.age = state["episode"], state["age"]
-        _, _, self.demand = self._begin()
-        self.inventory, self.setup = state["inventory"].numpy().copy(), state["setup"].numpy().copy()
+        return observe(inventory, setup, items), -(cost + lost + holding)
 
 
 @dataclass(frozen=True, kw_only=True)
