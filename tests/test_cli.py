@@ -112,6 +112,13 @@ def test_sample(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == first, "greedy answers do not depend on the seed"
 
 
+def test_a_mixture_of_one_needs_no_share(tmp_path: Path) -> None:
+    assert (
+        cli.main(["log", "--problem", "checker", "--steps", "50", "--mix", "random", "--out", str(tmp_path / "d")]) == 0
+    )
+    assert (tmp_path / "d" / "data").exists()
+
+
 def test_methods_lists_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
     out, _ = output(capsys)

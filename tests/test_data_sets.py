@@ -94,6 +94,7 @@ def test_logging_again_gives_the_same(tmp_path):
         ({"mix": {"expert": 1.0}}, "name its folder with --policy"),
         ({"mix": {"random": 0.5, "medium-replay": 0.5}}, "name its folder with --medium"),
         ({"mix": {"random": 1.0}, "problem": "point-mass"}, "a control problem with one reward"),
+        ({"mix": {"random": 1.0}, "problem": "lot-sizing"}, "with one choice or numbers as actions"),
     ],
 )
 def test_what_cannot_be_logged_is_said_before_anything_is_played(options, message, tmp_path):

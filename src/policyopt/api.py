@@ -393,9 +393,11 @@ def log(
     _check_mix(shares, steps, {"expert": policy, "medium": medium, "medium-replay": medium})
     if (Path(out) / "data").exists():
         raise ValueError(f"{out} holds a data set already: choose another folder")
-    if getattr(target, "spaces", None) is None or target.spaces.objectives:
+    spaces = getattr(target, "spaces", None)
+    if spaces is None or spaces.objectives or spaces.choices:
         raise ValueError(
-            f"{problem} can't be logged: it has to be a control problem with one reward, such as gym:Pendulum-v1"
+            f"{problem} can't be logged: it has to be a control problem with one reward, and with one choice or numbers as "
+            "actions, such as gym:Pendulum-v1"
         )
     counts = {name: round(share * steps) for name, share in shares.items()}
     counts[max(counts, key=lambda name: counts[name])] += steps - sum(counts.values())

@@ -321,7 +321,7 @@ class Log:
     """The run folder of a policy half as good: a run that was stopped early."""
     steps: int = 10_000
     mix: str = "expert=1"
-    """Shares of random, medium, medium-replay (what the medium run remembers) and expert, of sum 1."""
+    """Shares of random, medium, medium-replay (what the medium run remembers) and expert, of sum 1; one alone needs none."""
     seed: int = 0
 
     def __call__(self) -> None:
@@ -331,7 +331,7 @@ class Log:
 
         pairs = [piece.partition("=") for piece in self.mix.split(",")]
         try:
-            mix = {name.strip(): float(share) for name, _, share in pairs}
+            mix = {name.strip(): float(share) if equals else 1.0 for name, equals, share in pairs}
         except ValueError:
             raise ValueError(f"cannot read --mix {self.mix!r}: write random=0.9,expert=0.1") from None
         with Progress(console=console) as bar:
