@@ -46,6 +46,14 @@ def test_optional_columns_are_kept_where_they_are_given():
         memory.add(numbered(2, 1))
 
 
+def test_a_data_set_is_drawn_from_where_it_lies():
+    data = numbered(0, 6, weight=torch.ones(6))
+    memory = Replay.of(data)
+    assert len(memory) == 6
+    assert all(column.data_ptr() == getattr(data, name).data_ptr() for name, column in memory.columns.items())
+    assert set(memory.sample(200, generator(0, "b")).reward.tolist()) == set(range(6))
+
+
 def test_a_loaded_memory_goes_on_as_the_first():
     memory, loaded = Replay(5), Replay(5)
     memory.add(numbered(0, 3))

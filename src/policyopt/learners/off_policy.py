@@ -367,8 +367,7 @@ class OffPolicyLearner:
             data = data.replace(reward=self.method.rewards.scale * data.reward + self.method.rewards.shift)
         for update in self.method.updates():
             update.prepare(self.agent, data)
-        memory = Replay(len(data))
-        memory.add(data)
+        memory = Replay.of(data)
         if weights is not None:
             memory.weigh(weights)
         return memory
@@ -422,7 +421,7 @@ class OffPolicyLearner:
             "clock": self.clock.state_dict(),
             "agent": self.agent.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "memory": self.memory.state_dict(),
+            "memory": None if self.running is None else self.memory.state_dict(),  # a data set is the problem's
             "running": None if self.running is None else self.running.state_dict(),
         }
 
@@ -431,6 +430,6 @@ class OffPolicyLearner:
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.memory.load_state_dict(state["memory"])
         if self.running is not None:
+            self.memory.load_state_dict(state["memory"])
             self.running.load_state_dict(state["running"])

@@ -31,12 +31,20 @@ class Replay:
         self.columns: dict[str, Tensor] = {}
         self.cumulative: Tensor | None = None
 
+    @classmethod
+    def of(cls, data: Transitions) -> Replay:
+        """A memory full of ``data``, whose columns are used as they are: what is mapped from disk stays there."""
+        made = cls(len(data))
+        made.columns = _columns(data)
+        made.added = len(data)
+        return made
+
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
     def add(self, batch: Transitions) -> None:
         """Append transitions, batch size [N] with N at most the capacity."""
-        new = {name: column for name in COLUMNS if (column := getattr(batch, name)) is not None}
+        new = _columns(batch)
         if len(batch) > self.capacity:
             raise ValueError(f"{len(batch)} transitions at once do not fit into a replay memory of {self.capacity}")
         if not self.columns:
@@ -81,6 +89,10 @@ class Replay:
         self._allocate(state["columns"])
         for name, column in state["columns"].items():
             self.columns[name][: len(self)] = column
+
+
+def _columns(batch: Transitions) -> dict[str, Tensor]:
+    return {name: column for name in COLUMNS if (column := getattr(batch, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
