@@ -39,14 +39,14 @@ class Options:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     clock: Literal["wall", "cpu"] = "cpu"
-    prompts: int = 8
+    prompts: int = 4
     prompt_tokens: int = 32
     new_tokens: int = 96
     widths: tuple[int, ...] = (4, 16, 64)  # responses a prompt, at a depth of 6
     depths: tuple[int, ...] = (2, 6, 24)  # segments a response, at a width of 16
     warmup: int = 1  # rounds that are not counted
     steps: int = 2  # rounds that are
-    repeats: int = 3
+    repeats: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
