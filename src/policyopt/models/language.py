@@ -393,9 +393,9 @@ class LanguagePolicy:
         return max(64, 2**30 // (34 * config.hidden_size * config.num_hidden_layers * element))
 
     def default_learning_rate(self) -> float:
-        """1e-3 for models under a million parameters, 1e-5 for larger ones, ten times that for low-rank adapters."""
+        """5e-4 for models under a million parameters, 1e-5 for larger ones, ten times that for low-rank adapters."""
         if sum(p.numel() for p in self.core.parameters()) < 1_000_000:
-            return 1e-3
+            return 5e-4
         return 1e-4 if hasattr(self.model, "peft_config") else 1e-5
 
     # -- other networks of the same shape
