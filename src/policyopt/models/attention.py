@@ -89,9 +89,9 @@ def _widened(blocks: Iterable[Tensor], width: int) -> list[Tensor]:
     return [functional.pad(block, (0, 0, 0, width - block.shape[2])) for block in blocks]
 
 
-def joined(prefixes: KeyValues, index: Tensor, own: KeyValues, row: Tensor) -> KeyValues:
-    """Copies of the prefixes ``index`` [n] with the rows ``row`` [n] of ``own`` behind them, and room for a token more."""
-    made = prefixes.rows(index, 1 + int((prefixes.length[index] + own.length).max()))
+def joined(prefixes: KeyValues, index: Tensor, own: KeyValues, row: Tensor, room: int = 0) -> KeyValues:
+    """Copies of the prefixes ``index`` [n] with the rows ``row`` [n] of ``own`` behind them, and ``room`` for further tokens."""
+    made = prefixes.rows(index, room + int((prefixes.length[index] + own.length).max()))
     made.append(own, row)
     return made
 
@@ -299,4 +299,4 @@ class Decoding:
         place = torch.empty_like(self.order)
         place[self.order] = torch.arange(len(self.order), device=self.order.device)
         own = KeyValues(self.keys, self.values, length)
-        return joined(self.prefix, rows // self.samples, own, place[rows])
+        return joined(self.prefix, rows // self.samples, own, place[rows], room=1)
