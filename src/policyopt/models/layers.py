@@ -12,13 +12,16 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from policyopt.models.products import preferred, product, rectified, shifted
+
 Parameters: TypeAlias = Sequence[Tensor]  # weight and bias of each layer in turn
 
 
 class Activation(NamedTuple):
     """``apply`` works in place on ``scale`` times what ``plain`` takes (a product's scale costs nothing); ``backward`` takes
-    the gradient and the activation's own result."""
+    the gradient and the activation's own result; ``name`` is oneDNN's."""
 
+    name: str
     scale: int
     apply: Callable[[Tensor], Tensor]
     plain: Callable[[Tensor], Tensor]
@@ -34,9 +37,9 @@ def tanh_of_half_(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(2, tanh_of_half_, torch.tanh, torch.ops.aten.tanh_backward),
+    nn.Tanh: Activation("tanh", 2, tanh_of_half_, torch.tanh, torch.ops.aten.tanh_backward),
     nn.ReLU: Activation(
-        1, torch.relu_, torch.relu, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0.0)
+        "relu", 1, torch.relu_, torch.relu, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0.0)
     ),
 }
 
@@ -92,18 +95,21 @@ def chain(x: Tensor, activation: Activation, parameters: Parameters) -> Tensor:
     return outputs(x, activation, parameters)[-1]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, scale: int = 1) -> Tensor:
-    """``scale`` times the map of x [N, I] with weight [O, I], or of x [K, N, I] with weight [K, I, O]."""
-    if weight.dim() == 2:
-        return torch.addmm(bias, x, weight.t(), beta=scale, alpha=scale)
-    return torch.baddbmm(bias, x, weight, beta=scale, alpha=scale)
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None = None) -> Tensor:
+    """The map of x [N, I] with weight [O, I], or of x [K, N, I] with weight [K, I, O], and the activation of it."""
+    weight = weight.t() if weight.dim() == 2 else weight
+    if activation is None:
+        return shifted(x, weight, bias)
+    if preferred(x, weight):
+        return rectified(x, weight, bias, activation.name)
+    return activation.apply(shifted(x, weight, bias, activation.scale))
 
 
 def outputs(x: Tensor, activation: Activation, parameters: Parameters) -> list[Tensor]:
     """What each layer gives."""
     made, last = [], len(parameters) - 2
     for i in range(0, last, 2):
-        x = activation.apply(linear(x, parameters[i], parameters[i + 1], activation.scale))
+        x = linear(x, parameters[i], parameters[i + 1], activation)
         made.append(x)
     made.append(linear(x, parameters[last], parameters[last + 1]))
     return made
@@ -137,12 +143,12 @@ def _gradients(
         x, weight = inputs[i], parameters[2 * i]
         ensemble = weight.dim() == 3
         if wanted[2 * i + 1]:
-            made[2 * i + 1] = x.mT @ gradient if ensemble else gradient.t() @ x
+            made[2 * i + 1] = product(x.mT, gradient) if ensemble else product(gradient.t(), x)
         if wanted[2 * i + 2]:
             made[2 * i + 2] = gradient.sum(-2, keepdim=ensemble)
         if i == 0 and not wanted[0]:
             break
-        gradient = gradient @ (weight.mT if ensemble else weight)
+        gradient = product(gradient, weight.mT if ensemble else weight)
         if i > 0:
             gradient = activation.backward(gradient, x)
     made[0] = gradient if wanted[0] else None
