@@ -54,6 +54,7 @@ class Settings:
     dtype: str = "float32"
     device: str | None = None
     threads: int | None = None
+    compile: bool = False
     evaluations: int = 20
     checkpoints: int = 10
 
@@ -183,6 +184,7 @@ def _run(
         cadence=Cadence(evaluations=settings.evaluations, checkpoints=settings.checkpoints),
         trackers=[TRACKERS[name](folder / name) for name in trackers],
         progress=progress,
+        compiled=settings.compile,
     )
     write_run_report(folder)
     if hasattr(result.learner.policy, "save"):

@@ -56,6 +56,9 @@ class Train:
     device: str | None = None
     """cpu or cuda; cuda where there is one."""
     threads: int | None = None
+    compile: bool = False
+    """Small networks of control: updates as compiled code, some seconds of waiting and then half as long. Needs a C++
+    compiler; without one, or where an update can't be compiled, a warning says so."""
     evaluations: int = 20
     """Held-out evaluations over the whole run."""
     out: Path | None = None

@@ -41,6 +41,11 @@ class Critic(Part):
         return LiveCritic(self, model, getattr(policy, "default_learning_rate", lambda: 1e-3)())
 
 
+def shared(batch: Rollouts) -> Rollouts:
+    """With each active step's share of the mean over them."""
+    return batch.replace(share=TokenMean()(batch))
+
+
 class LiveCritic:
     """The critic at work: its network and optimizer."""
 
@@ -80,17 +85,25 @@ class LiveCritic:
 
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
         """One optimizer step of the squared error to ``returns``, as a mean over the active steps of the minibatch."""
-        batch = batch.replace(share=TokenMean()(batch))
+        batch = shared(batch)
         total = torch.zeros((), device=batch.share.device)
         for micro in divided(batch, self.model.micro_batches(batch, limit)):
-            value = self.model.evaluate(micro, ("value",)).value
-            error = clipped_value_loss(value, micro.returns, micro.value, self.settings.clip)
-            error = error.mean(-1) if error.dim() > micro.share.dim() else error  # a value for each objective
-            loss = (micro.share * error).sum()
-            loss.backward()
+            loss = self.loss(micro)
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.optimizer.step(total, clock)
         return {"loss/value": total}
+
+    def loss(self, batch: Rollouts) -> Tensor:
+        """Σ share · squared error to ``returns`` of a micro-batch."""
+        error = clipped_value_loss(self.fitted(batch), batch.returns, batch.value, self.settings.clip)
+        error = error.mean(-1) if error.dim() > batch.share.dim() else error  # a value for each objective
+        return (batch.share * error).sum()
+
+    def fitted(self, batch: Rollouts) -> Tensor:
+        """What is fitted to the returns, [N, T] or [N, T, K], with gradient."""
+        values: Tensor = self.model.evaluate(batch, ("value",)).value
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -148,7 +148,7 @@ class Optimizer:
 
 def mean_metrics(updates: Sequence[Mapping[str, Tensor | float]]) -> dict[str, Tensor | float]:
     """The mean over updates of each number that they log."""
-    return {key: sum(update[key] for update in updates) / len(updates) for key in updates[0]}
+    return {key: torch.stack([torch.as_tensor(one[key]) for one in updates]).mean() for key in updates[0]}
 
 
 def minibatches(

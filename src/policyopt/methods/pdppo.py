@@ -99,28 +99,15 @@ class LivePair(LiveCritic):
         return batch.replace(value=torch.cat(pieces))
 
 
-class Summed(nn.Module):
-    """V(s) + V(sˣ) of one network."""
-
-    def __init__(self, pair: TwoValues) -> None:
-        super().__init__()
-        self.pair, self.micro_batches = pair, pair.micro_batches
-
-    def evaluate(self, batch: Rollouts, want: Any = ("value",)) -> Outputs:
-        value = self.pair.evaluate(batch).value
-        assert value is not None
-        return Outputs(value=value.sum(-1))
-
-
 class LiveSum(LivePair):
     """One network at both states: the sum of its values is fitted to the sum of the returns."""
 
     def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
-        pair, self.model = self.model, Summed(self.model)
         summed = batch.replace(value=batch.value.sum(-1), returns=batch.returns.sum(-1))
-        metrics = super().update(summed, clock, limit)
-        self.model = pair
-        return metrics
+        return super().update(summed, clock, limit)
+
+    def fitted(self, batch: Rollouts) -> Tensor:
+        return super().fitted(batch).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

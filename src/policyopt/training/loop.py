@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from policyopt.learners.compiled import compile_updates
 from policyopt.learners.update import NonFinite
 from policyopt.rollouts.evaluate import act_for
 from policyopt.training.checkpoint import Checkpoints, save, to_device
@@ -63,14 +64,18 @@ def run(
     cadence: Cadence = Cadence(),
     trackers: Sequence[Tracker] = (),
     progress: bool = False,
+    compiled: bool = False,
 ) -> Run:
     """Train until the budget is spent.
 
+    compiled: updates as compiled code, where that can be done (``learners.compiled``).
     out: the run folder, created where it does not exist; None keeps everything in memory. With ``resume`` it goes on from
     the newest good checkpoint in it. Raises NonFinite when a loss or gradient is not finite, after writing a checkpoint of
     the state at hand; Ctrl-C finishes the step in progress, leaves a checkpoint and raises KeyboardInterrupt.
     """
     learner = method.learner(problem, policy, seed=seed, budget=budget)
+    if compiled:
+        compile_updates(learner)
     loop = _Loop(learner, problem, budget, seed, out, cadence, list(trackers))
     if resume:
         loop.resume()
