@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from policyopt.problems.control.environments import Spaces, from_unit, to_unit
+from policyopt.problems.control.environments import Spaces, UnitBox
 from policyopt.types import generator
 
 Array: TypeAlias = NDArray[Any]
@@ -40,7 +40,7 @@ class Expert(Batched):
 
     def __call__(self, observations: Array) -> Array:
         action = self.function.act(torch.from_numpy(observations), None, generator(0, "expert"), True)[0].numpy()
-        return np.asarray(from_unit(action, self.spaces.low, self.spaces.high) if self.spaces.low else action)
+        return np.asarray(UnitBox(self.spaces.low, self.spaces.high).from_unit(action) if self.spaces.low else action)
 
 
 def load(source: str) -> Any:
@@ -75,7 +75,7 @@ def suggested(prior: Any, observation: Tensor, spaces: Spaces) -> Tensor:
     if action.shape != wanted:
         raise ValueError(f"a prior gave actions of shape {action.shape}, expected {wanted}: one row an observation")
     action[~np.isfinite(action).all(1)] = np.nan
-    unit = to_unit(action, spaces.low, spaces.high) if spaces.low else action
+    unit = UnitBox(spaces.low, spaces.high).to_unit(action) if spaces.low else action
     return torch.as_tensor(np.clip(unit, -1.0, 1.0), dtype=torch.float32)
 
 

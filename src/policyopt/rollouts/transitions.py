@@ -58,7 +58,7 @@ def _check_actions(where: str, action: Tensor, spaces: Any) -> None:
         meant = f", which stand for {spaces.low[number]:g} to {spaces.high[number]:g}" if spaces.low else ""
         raise ValueError(
             f"{where}: {_first('action', action, bad)}; actions lie in [-1, 1]{meant}: scale them from the environment's "
-            "bounds (problems.control.environments.to_unit)"
+            "bounds (problems.control.environments.UnitBox)"
         )
 
 

@@ -34,6 +34,17 @@ class Running:
             self.earned, self._saved = self._saved["earned"].numpy().copy(), None
         return self.environment
 
+    def finished(self, rewards: Any, ended: Any) -> list[Any]:
+        """The returns of the episodes that ended: rewards [T, N] or [T, N, K] and ``ended`` [T, N] of the last T steps."""
+        returns, since = [], 0
+        for t in np.flatnonzero(ended.any(1)):
+            self.earned = self.earned + rewards[since : t + 1].sum(0, dtype=np.float64)
+            returns.append(self.earned[ended[t]])
+            self.earned[ended[t]] = 0.0
+            since = int(t) + 1
+        self.earned = self.earned + rewards[since:].sum(0, dtype=np.float64)
+        return returns
+
     def state_dict(self) -> dict[str, Any]:
         if self._saved is not None or self.environment is None:
             return self._saved or {}
@@ -77,7 +88,8 @@ class Vector(Collector):
         standardization = getattr(policy, "standardization", None)
         if standardization is not None:
             standardization.refresh()
-        columns, episodes = self._steps(policy, environment, memory, clock.generator("actions"))
+        columns = self._steps(policy, environment, clock.generator("actions"))
+        episodes = memory.finished(columns["rewards"], columns["terminated"] | columns["truncated"])
         batch = _recorded(_rollouts(columns, self.gamma, policy.device), policy)
         if standardization is not None:
             standardization.observe(batch.observations)
@@ -90,32 +102,26 @@ class Vector(Collector):
             metrics["episode/return"] = float(np.concatenate(episodes).mean(0).sum())
         return Collected({"rollouts": batch}, metrics)
 
-    def _steps(
-        self, policy: Any, environment: Any, memory: Running, rng: torch.Generator
-    ) -> tuple[dict[str, list[Any]], list[Any]]:
-        """Lists over time of each column [N, …], and the returns of the episodes that ended.
+    def _steps(self, policy: Any, environment: Any, rng: torch.Generator) -> dict[str, Any]:
+        """Each column [T, N, …], an array or (what the policy gave) a tensor.
 
         A policy that can ``play`` says afterwards how likely its actions were; others ``act`` and record it.
         """
-        columns: dict[str, list[Any]] = {}
-        episodes = []
+        seen, chosen, recorded, results = [], [], [], []
         play = getattr(policy, "play", None)
         for _ in range(self.steps):
-            seen, recorded = environment.observations, dict[str, Tensor]()
+            seen.append(environment.observations)
+            observations = torch.from_numpy(environment.observations)
             if play is None:
-                actions, recorded, _ = policy.act(torch.from_numpy(seen), None, rng)
+                actions, notes, _ = policy.act(observations, None, rng)
+                recorded.append(notes)
             else:
-                actions = play(torch.from_numpy(seen), rng)
-            result = environment.step(actions.cpu().numpy())
-            step = {"observations": seen, "actions": actions, **recorded, **result._asdict()}
-            for name, value in step.items():
-                columns.setdefault(name, []).append(value)
-            ended = result.terminated | result.truncated
-            memory.earned = memory.earned + result.rewards.astype(np.float64)
-            if ended.any():
-                episodes.append(memory.earned[ended])
-                memory.earned[ended] = 0.0
-        return columns, episodes
+                actions = play(observations, rng)
+            chosen.append(actions)
+            results.append(environment.step(actions.cpu().numpy()))
+        notes = {name: torch.stack([one[name] for one in recorded]) for name in (recorded[0] if recorded else ())}
+        given = zip(results[0]._fields, map(np.stack, zip(*results, strict=True)), strict=True)
+        return {"observations": np.stack(seen), "actions": torch.stack(chosen), **notes, **dict(given)}
 
 
 @torch.no_grad()
@@ -126,17 +132,15 @@ def _recorded(batch: Rollouts, policy: Any) -> Rollouts:
     return batch.replace(behaviour_logp=outputs.logp, entropy=outputs.entropy)
 
 
-def _rollouts(columns: dict[str, list[Any]], gamma: float, device: torch.device) -> Rollouts:
-    stacked: dict[str, Any] = {name: _stacked(values).to(device) for name, values in columns.items()}
-    terminated = stacked["terminated"]
+def _rollouts(columns: dict[str, Any], gamma: float, device: torch.device) -> Rollouts:
+    """Columns [T, N, …] as rows [N, T, …]."""
+    rows: dict[str, Any] = {
+        name: torch.as_tensor(column).transpose(0, 1).contiguous().to(device) for name, column in columns.items()
+    }
+    terminated = rows["terminated"]
     return Rollouts(
-        **stacked,
+        **rows,
         mask=torch.ones_like(terminated),
         discount=gamma * (~terminated).float(),
         batch_size=[len(terminated)],
     )
-
-
-def _stacked(values: list[Any]) -> Tensor:
-    """Arrays or tensors [N, …] over time → [N, T, …]."""
-    return torch.stack(values, 1) if isinstance(values[0], Tensor) else torch.from_numpy(np.stack(values, 1))

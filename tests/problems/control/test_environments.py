@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policyopt.problems.control.environments import GymnasiumProblem, episode_returns, from_unit, parse, to_unit
+from policyopt.problems.control.environments import GymnasiumProblem, UnitBox, episode_returns, parse
 from policyopt.problems.control.point_mass import BOUND, PointMass
 from policyopt.problems.control.point_mass import parse as parse_mass
 
@@ -203,8 +203,9 @@ def test_the_unit_box_stands_for_the_environment_s_bounds():
     low, high = np.array([-2.0, 0.0, -np.inf]), np.array([2.0, 1.0, np.inf])
     actions = np.array([[-1.0, 0.0, 5.0], [0.5, 1.0, -7.0], [3.0, -9.0, 0.0]])
     wanted = [[-2.0, 0.5, 5.0], [1.0, 1.0, -7.0], [2.0, 0.0, 0.0]]
-    np.testing.assert_allclose(from_unit(actions, low, high), wanted)
-    np.testing.assert_allclose(from_unit(to_unit(np.array(wanted), low, high), low, high), wanted)
+    box = UnitBox(low, high)
+    np.testing.assert_allclose(box.from_unit(actions), wanted)
+    np.testing.assert_allclose(box.from_unit(box.to_unit(np.array(wanted))), wanted)
     pendulum = parse("Pendulum-v1")
     assert (pendulum.spaces.low, pendulum.spaces.high) == ((-2.0,), (2.0,))
     raw, ours = pendulum.single(), pendulum.make(1, seed=3)

@@ -195,8 +195,9 @@ class GymnasiumEnvironments:
 
     def __init__(self, single: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
         self.environments, self.seed = [single() for _ in range(n)], seed
+        self.observation_shape = self.environments[0].observation_space.shape or ()
         self.encode = partial(_encoded, self.environments[0].observation_space)
-        self.decode = partial(_decoded, self.environments[0].action_space)
+        self.decode = _decoder(self.environments[0].action_space)
         self.episode, self.age = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.past: deque[Array] = deque()
         several = getattr(self.environments[0].unwrapped, "reward_space", None)
@@ -230,18 +231,20 @@ class GymnasiumEnvironments:
         return f"{which}: step {self.age[i]} of episode {self.episode[i]}"
 
     def _seen(self, observations: Sequence[Any]) -> Array:
-        space = self.environments[0].observation_space
-        for i, observation in enumerate(observations):
-            if np.shape(observation) != space.shape:
-                raise ValueError(
-                    f"{self._where(i)} gave an observation of the shape {np.shape(observation)}; its space is {space}"
-                )
+        """Encoded. Raises ValueError where one has not the shape of the space."""
+        shapes = list(map(np.shape, observations))
+        if shapes.count(self.observation_shape) != len(shapes):
+            i = next(i for i, shape in enumerate(shapes) if shape != self.observation_shape)
+            space = self.environments[i].observation_space
+            raise ValueError(f"{self._where(i)} gave an observation of the shape {shapes[i]}; its space is {space}")
         return self.encode(observations)
 
     def _rewards(self, rewards: Sequence[Any]) -> Array:
-        for i, reward in enumerate(rewards):
-            if np.shape(reward) != self.reward_shape:
-                raise ValueError(f"{self._where(i)} gave the reward {reward!r}; expected the shape {self.reward_shape}")
+        """[n] or [n, K]. Raises ValueError where one has another shape than the first one should have."""
+        shapes = list(map(np.shape, rewards))
+        if shapes.count(self.reward_shape) != len(shapes):
+            i = next(i for i, shape in enumerate(shapes) if shape != self.reward_shape)
+            raise ValueError(f"{self._where(i)} gave the reward {rewards[i]!r}; expected the shape {self.reward_shape}")
         return np.array(rewards, np.float32)
 
     def _restart(self, result: Transition) -> None:
@@ -293,34 +296,35 @@ def _encoded(space: gymnasium.Space[Any], observations: Any) -> Array:
     return np.asarray(observations, np.float32).reshape(len(observations), -1)
 
 
-def _decoded(space: gymnasium.Space[Any], actions: Array) -> Any:
+def _decoder(space: gymnasium.Space[Any]) -> Callable[[Array], Any]:
     """[n] or [n, A] choices, or [n, A] numbers → n actions of the environment's own kind."""
     if isinstance(space, gym.Discrete):
-        return (actions + int(space.start)).tolist()
+        first = int(space.start)
+        return lambda actions: (actions + first).tolist()
     if isinstance(space, gym.MultiDiscrete):
-        return actions.reshape(-1, *space.nvec.shape) + space.start
+        return lambda actions: actions.reshape(-1, *space.nvec.shape) + space.start
     assert isinstance(space, gym.Box)
-    return from_unit(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+    box, kind, shape = UnitBox(space.low, space.high), space.dtype, space.shape
+    return lambda actions: box.from_unit(actions.reshape(-1, *shape)).astype(kind)
 
 
-def from_unit(actions: Array, low: Any, high: Any) -> Array:
-    """Actions in [−1, 1], clipped, to the box from ``low`` to ``high``; numbers without finite bounds stay as they are."""
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    middle, half, bounded = _box(low, high)
-    return np.asarray(np.where(bounded, middle + half * np.clip(actions, -1.0, 1.0), np.clip(actions, low, high)))
+class UnitBox:
+    """The box from ``low`` to ``high`` [A] as [−1, 1]^A; numbers without finite bounds stay as they are."""
 
+    def __init__(self, low: Any, high: Any) -> None:
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        self.bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
+        self.least, self.most = np.where(self.bounded, -1.0, low), np.where(self.bounded, 1.0, high)
+        low, high = np.where(self.bounded, low, -1.0), np.where(self.bounded, high, 1.0)
+        self.middle, self.half = 0.5 * (low + high), 0.5 * (high - low)
 
-def to_unit(actions: Array, low: Any, high: Any) -> Array:
-    """The inverse of ``from_unit``: what a data set has in the environment's units, to [−1, 1]."""
-    middle, half, bounded = _box(np.asarray(low, np.float64), np.asarray(high, np.float64))
-    return np.asarray(np.where(bounded, (actions - middle) / half, actions), np.float32)
+    def from_unit(self, actions: Array) -> Array:
+        """Actions in [−1, 1], clipped, in the box."""
+        return np.asarray(self.middle + self.half * np.clip(actions, self.least, self.most))
 
-
-def _box(low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """Middle, half width (0 and 1 where it has none) and which numbers are bounded on both sides."""
-    bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
-    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    return 0.5 * (low + high), 0.5 * (high - low), bounded
+    def to_unit(self, actions: Array) -> Array:
+        """What is in the environment's units, in [−1, 1]."""
+        return np.asarray((actions - self.middle) / self.half, np.float32)
 
 
 def parse(text: str = "", *, episodes: int = 10) -> GymnasiumProblem:

@@ -25,7 +25,7 @@ import torch
 from gymnasium import spaces as gym
 from gymnasium.envs.registration import EnvSpec
 
-from policyopt.problems.control.environments import Array, Control, GymnasiumProblem, Spaces, from_unit, to_unit
+from policyopt.problems.control.environments import Array, Control, GymnasiumProblem, Spaces, UnitBox
 from policyopt.types import Transitions
 
 SLACK = 1e-4  # beyond ±1, for rounding
@@ -190,7 +190,7 @@ def _read(problem: Logged) -> dict[str, Array]:
             parts[name].append(columns[name])
     joined = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     if not spaces.discrete:
-        scaled = to_unit(joined["action"], spaces.low, spaces.high)
+        scaled = UnitBox(spaces.low, spaces.high).to_unit(joined["action"])
         joined["action"] = np.where(np.abs(scaled) <= 1.0 + SLACK, np.clip(scaled, -1.0, 1.0), scaled)
     return joined
 
@@ -266,7 +266,7 @@ def _store(
         data_format="hdf5",
     )
     action = data.action.numpy()
-    played = action if spaces.discrete else from_unit(action, low, high).astype(np.float32)
+    played = action if spaces.discrete else UnitBox(low, high).from_unit(action).astype(np.float32)
     ends = np.flatnonzero(np.diff(data.episode.numpy(), append=-1)) + 1
     storage.update_metadata(
         {"dataset_id": name, "minari_version": minari.__version__, "policyopt": json.dumps(dict(origin))}
