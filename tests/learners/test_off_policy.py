@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from policyopt.learners.acting import network
 from policyopt.learners.off_policy import (
     LogTemperature,
     OffPolicy,
@@ -50,6 +51,35 @@ def test_soft_target_by_hand():
     reward, logp = torch.tensor([0.5]), torch.tensor([-1.5])
     assert float(soft_target(reward, no, values, logp, 0.1, 0.99)) == pytest.approx(1.4405)
     assert float(soft_target(reward, yes, values, logp, 0.1, 0.99)) == 0.5
+
+
+def test_the_temperature_takes_what_the_policy_has_drawn_and_draws_where_it_has_not():
+    learner = SMALL.learner(TwoGap(), seed=0)
+    while not len(learner.memory):
+        learner.step()
+    batch, temperature = learner.memory.sample(16, generator(0, "batch")), learner.agent["temperature"]
+    update = Temperature(target_entropy=0.0)  # with α = 1 the gradient is −mean log π
+    SoftPolicy().loss(learner.agent, batch, generator(0, "policy"))
+    drawn = temperature.drawn
+    _, wanted = learner.agent["actor"].sample(batch.observation, generator(0, "policy"))
+    assert torch.equal(drawn, wanted.detach())
+    fresh = learner.agent["actor"].sample(batch.observation, generator(0, "temperature"))[1]
+    for logp, over in ((drawn, False), (fresh, True)):
+        if over:
+            SoftPolicy().finish(learner.agent)
+        with torch.no_grad():
+            temperature.log.zero_()
+        (gradient,) = torch.autograd.grad(
+            update.loss(learner.agent, batch, generator(0, "temperature")).value, temperature.log
+        )
+        torch.testing.assert_close(gradient, -logp.mean().detach())
+
+
+def test_a_network_of_another_kind_is_named():
+    learner = SMALL.learner(TwoGap(), seed=0)
+    assert network(learner.agent, "temperature", LogTemperature) is learner.agent["temperature"]
+    with pytest.raises(TypeError, match="'critic' has to be a LogTemperature here, and is a QEnsemble"):
+        network(learner.agent, "critic", LogTemperature)
 
 
 def test_regression_sums_heads_and_averages_rows():

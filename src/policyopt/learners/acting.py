@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,16 @@ from policyopt.types import Part
 
 Agent: TypeAlias = nn.ModuleDict
 """An agent is a set of named networks."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def network(agent: Agent, name: str, kind: type[Network]) -> Network:
+    """The agent's network of this name. Raises TypeError where it is of another kind."""
+    found = agent[name]
+    if not isinstance(found, kind):
+        raise TypeError(f"the network {name!r} has to be a {kind.__name__} here, and is a {type(found).__name__}")
+    return found
 
 
 class Actor(Protocol):

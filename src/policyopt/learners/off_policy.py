@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Acting, Agent
+from policyopt.learners.acting import Acting, Agent, network
 from policyopt.learners.data import Sampling, ScaledReward, Standardize, StandardizedPolicy
 from policyopt.learners.update import Adam
 from policyopt.models.bounded_actors import Bounded
@@ -124,7 +124,7 @@ class SoftCritic(Critic):
 
     def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the policy would do next: actions [N, A] and their log-probabilities [N]."""
-        action, logp = soft_actor(agent).sample(observation, rng)
+        action, logp = network(agent, "actor", SoftActor).sample(observation, rng)
         return action, logp
 
     @torch.no_grad()
@@ -169,10 +169,15 @@ class SoftPolicy(Update):
         return {"actor": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        action, logp = soft_actor(agent).sample(batch.observation, rng)
+        action, logp = network(agent, "actor", SoftActor).sample(batch.observation, rng)
         values = agent[self.critic](batch.observation, action)
-        loss = soft_policy_loss(values, logp, agent["temperature"]().detach())
+        temperature = network(agent, "temperature", LogTemperature)
+        loss = soft_policy_loss(values, logp, temperature().detach())
+        temperature.drawn = logp.detach()
         return Loss(loss, {"loss/policy": loss.detach(), "policy/entropy": -logp.detach().mean()})
+
+    def finish(self, agent: Agent) -> None:
+        network(agent, "temperature", LogTemperature).drawn = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,17 +232,19 @@ class DeterministicPolicy(Update):
 
 def first_values(agent: Agent, observation: Tensor, action: Tensor) -> Tensor:
     """Values [N] of the first Q-function."""
-    critic = agent["critic"]
-    assert isinstance(critic, QEnsemble)
-    return critic.first(observation, action)
+    return network(agent, "critic", QEnsemble).first(observation, action)
 
 
 class LogTemperature(nn.Module):
-    """The temperature α as the exponential of a trained number."""
+    """The temperature α as the exponential of a trained number.
+
+    ``drawn`` [N] are the log-probabilities of what the policy's update has drawn on the present batch, if it has.
+    """
 
     def __init__(self, initial: float) -> None:
         super().__init__()
         self.log = nn.Parameter(torch.tensor(math.log(initial)))
+        self.drawn: Tensor | None = None
 
     def forward(self) -> Tensor:
         return self.log.exp()
@@ -245,7 +252,10 @@ class LogTemperature(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(Update):
-    """The temperature that keeps the policy's entropy at a target; None: minus one for each action dimension."""
+    """The temperature that keeps the policy's entropy at a target; None: minus one for each action dimension.
+
+    The entropy is that of the actions which the policy's update drew on the batch, where it came before, or of fresh ones.
+    """
 
     trains: ClassVar[str] = "temperature"
     initial: float = 1.0
@@ -259,21 +269,14 @@ class Temperature(Update):
         return {"temperature": LogTemperature(self.initial)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        actor = soft_actor(agent)
-        with torch.no_grad():
-            _, logp = actor.sample(batch.observation, rng)
+        actor, temperature = network(agent, "actor", SoftActor), network(agent, "temperature", LogTemperature)
+        logp = temperature.drawn
+        if logp is None:
+            with torch.no_grad():
+                _, logp = actor.sample(batch.observation, rng)
         wanted = -float(actor.action_size) if self.target_entropy is None else self.target_entropy
-        temperature = agent["temperature"]
-        assert isinstance(temperature, LogTemperature)
         loss = temperature_loss(temperature.log, logp, wanted)
         return Loss(loss, {"policy/temperature": temperature().detach()})
-
-
-def soft_actor(agent: Agent) -> SoftActor:
-    """The agent's actor, which samples."""
-    actor = agent["actor"]
-    assert isinstance(actor, SoftActor)
-    return actor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Agent
+from policyopt.learners.acting import Agent, network
 from policyopt.learners.off_policy import DeterministicPolicy, OffPolicy, Round, SmoothedCritic, Update, first_values
 from policyopt.learners.update import Adam
 from policyopt.methods import td3_bc
@@ -49,13 +49,6 @@ def reconstruction_loss(rebuilt: Tensor, action: Tensor, advantage: Tensor) -> T
     return ((advantage > 0.0).unsqueeze(-1) * (rebuilt - action).square()).mean()
 
 
-def autoencoder(agent: Agent) -> ActionVAE:
-    """The agent's model of the data's better actions."""
-    vae = agent["vae"]
-    assert isinstance(vae, ActionVAE)
-    return vae
-
-
 @torch.no_grad()
 def advantage(agent: Agent, observation: Tensor, action: Tensor) -> Tensor:
     """Q_1(s, a) − V(s), [N]."""
@@ -73,7 +66,7 @@ class AdvantageGuided(BehaviourTarget):
     def __call__(
         self, agent: nn.ModuleDict, batch: Transitions, action: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        seen, vae = batch.observation, autoencoder(agent)
+        seen, vae = batch.observation, network(agent, "vae", ActionVAE)
         generated = vae.sample(seen, rng) if self.prior else vae.reconstruct(seen, action, rng)[0]
         generated = generated.detach() if self.detached else generated
         advantages = (advantage(agent, seen, a) for a in (batch.action, generated))
@@ -105,7 +98,7 @@ class AdvantageousActions(Update):
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         seen, action = batch.observation, batch.action
-        rebuilt, mean, deviation = autoencoder(agent).reconstruct(seen, action, rng)
+        rebuilt, mean, deviation = network(agent, "vae", ActionVAE).reconstruct(seen, action, rng)
         error = self.weight * reconstruction_loss(rebuilt, action, advantage(agent, seen, action))
         loss = error + self.divergence * latent_divergence(mean, deviation)
         return Loss(loss, {"loss/reconstruction": error.detach()})

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Agent, Exploring, ExploringPolicy
+from policyopt.learners.acting import Agent, Exploring, ExploringPolicy, network
 from policyopt.learners.off_policy import (
     DeterministicPolicy,
     OffPolicy,
@@ -102,7 +102,7 @@ class MaskedPolicy:
 
     def __init__(self, agent: Agent, deviation: float) -> None:
         actor: Any = agent["actor"]
-        self.exploring, self.mask = ExploringPolicy(actor, deviation), action_mask(agent)
+        self.exploring, self.mask = ExploringPolicy(actor, deviation), network(agent, "mask", ActionMask)
 
     @torch.no_grad()
     def act(
@@ -148,20 +148,13 @@ class Masked(Exploring):
         return MaskedPolicy(agent, self.noise)
 
 
-def action_mask(agent: Agent) -> ActionMask:
-    """The agent's interval around the prior's actions."""
-    mask = agent["mask"]
-    assert isinstance(mask, ActionMask)
-    return mask
-
-
 @dataclass(frozen=True, kw_only=True)
 class MaskedCritic(SmoothedCritic):
     """Towards the value of the next action as it would be executed."""
 
     def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> Tensor:
         raw = super().next_action(agent, observation, rng)
-        return action_mask(agent)(raw, observation, rng)  # type: ignore[no-any-return]
+        return network(agent, "mask", ActionMask)(raw, observation, rng)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +166,7 @@ class MaskedActor(DeterministicPolicy):
             raise ValueError("a masked actor has no value_weight and no regularizer: they belong to offline learning")
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        mask, seen, penalty = action_mask(agent), batch.observation, torch.zeros(())
+        mask, seen, penalty = network(agent, "mask", ActionMask), batch.observation, torch.zeros(())
         action = self.action(agent, seen)
         if mask.epsilon > 0.0:
             bounds = mask.bounds(seen, rng)
@@ -201,10 +194,10 @@ class MaskedLearner(OffPolicyLearner):
 
     def __init__(self, method: MaskedOffPolicy, problem: Any, policy: Any, seed: int, budget: Budget | None) -> None:
         super().__init__(method, problem, policy, seed, budget)
-        method.annealing.prepare(action_mask(self.agent), problem, seed)
+        method.annealing.prepare(network(self.agent, "mask", ActionMask), problem, seed)
 
     def step(self) -> dict[str, Tensor | float]:
-        mask, annealing = action_mask(self.agent), self.method.annealing
+        mask, annealing = network(self.agent, "mask", ActionMask), self.method.annealing
         mask.epsilon.fill_(annealing(mask, self.clock))
         mask.draws = (self.clock.seed, mask.share.window(self.clock.step))
         metrics = {"mask/epsilon": float(mask.epsilon), **super().step()}

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Agent
+from policyopt.learners.acting import Agent, network
 from policyopt.learners.off_policy import (
     LogTemperature,
     OffPolicy,
@@ -26,11 +26,10 @@ from policyopt.learners.off_policy import (
     Temperature,
     Update,
     regression,
-    soft_actor,
 )
 from policyopt.learners.update import Adam
 from policyopt.models.q_functions import QEnsemble
-from policyopt.models.soft_actor import tanh_gaussian
+from policyopt.models.soft_actor import SoftActor, tanh_gaussian
 from policyopt.types import Loss, Transitions
 
 FAMILY = "baselines"
@@ -49,7 +48,7 @@ def proposals(agent: Agent, batch: Transitions, samples: int, rng: torch.Generat
     uniform = 2.0 * torch.rand(len(batch.reward), samples, batch.action.shape[-1], generator=rng) - 1.0
     drawn = [(uniform, torch.full(uniform.shape[:2], -math.log(2.0) * uniform.shape[-1]))]
     for observation in (batch.observation, batch.next_observation):
-        mean, log_deviation = (x.unsqueeze(1) for x in soft_actor(agent)(observation))
+        mean, log_deviation = (x.unsqueeze(1) for x in network(agent, "actor", SoftActor)(observation))
         drawn.append(tanh_gaussian(mean, log_deviation, torch.randn(uniform.shape, generator=rng)))
     actions, logp = zip(*drawn, strict=True)
     return torch.cat(actions, 1), torch.cat(logp, 1)
@@ -73,14 +72,13 @@ class ConservativeCritic(SoftCritic):
     def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.soft:
             return super().next_action(agent, observation, rng)
-        action = soft_actor(agent).mode(observation)
+        action = network(agent, "actor", SoftActor).mode(observation)
         return action, action.new_zeros(len(action))
 
     def values(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Values of the data's actions [K, N], and the gap of each head [K]."""
         actions, logp = proposals(agent, batch, self.samples, rng)
-        critic = agent["critic"]
-        assert isinstance(critic, QEnsemble)
+        critic = network(agent, "critic", QEnsemble)
         values = critic.many(batch.observation, torch.cat((batch.action.unsqueeze(1), actions), 1))
         return values[..., 0], conservative_gap(values[..., 1:], logp, values[..., 0])
 

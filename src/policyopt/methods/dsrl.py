@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Acting, Agent
+from policyopt.learners.acting import Acting, Agent, network
 from policyopt.learners.off_policy import (
     OffPolicy,
     Round,
@@ -31,7 +31,6 @@ from policyopt.learners.off_policy import (
     Temperature,
     Update,
     regression,
-    soft_actor,
 )
 from policyopt.learners.stages import Stage, Stages
 from policyopt.methods import flow_bc
@@ -104,14 +103,9 @@ class Steering(Acting):
         return {"base": Steerable(frozen, self.bound)}
 
     def policy(self, agent: Agent) -> SteeredPolicy:
-        return SteeredPolicy(steerable(agent), soft_actor(agent), self.remembers_noise)
-
-
-def steerable(agent: Agent) -> Steerable:
-    """The agent's frozen generative policy."""
-    base = agent["base"]
-    assert isinstance(base, Steerable)
-    return base
+        return SteeredPolicy(
+            network(agent, "base", Steerable), network(agent, "actor", SoftActor), self.remembers_noise
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +114,7 @@ class SteeredCritic(SoftCritic):
 
     def next_action(self, agent: Agent, observation: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         scaled, logp = super().next_action(agent, observation, rng)
-        return steerable(agent)(observation, scaled), logp
+        return network(agent, "base", Steerable)(observation, scaled), logp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +128,8 @@ class NoiseCritic(Update):
         return {"noise_critic": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        steered, seen = steerable(agent), batch.observation
-        scaled = torch.randn(len(seen), soft_actor(agent).action_size, generator=rng) / steered.bound
+        steered, seen = network(agent, "base", Steerable), batch.observation
+        scaled = torch.randn(len(seen), network(agent, "actor", SoftActor).action_size, generator=rng) / steered.bound
         with torch.no_grad():
             target = agent["critic"](seen, steered(seen, scaled))
         loss = regression(agent["noise_critic"](seen, scaled), target)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from policyopt.learners.acting import Acting, Agent
+from policyopt.learners.acting import Acting, Agent, network
 from policyopt.learners.off_policy import OffPolicy, Round, Update
 from policyopt.learners.update import Adam
 from policyopt.models.diffusion import Flow, FlowPolicy
@@ -33,8 +33,7 @@ class Imitate(Update):
         return {"flow": self.model.build(problem.spaces.observation, problem.spaces.action, seed)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        flow = agent["flow"]
-        assert isinstance(flow, FlowPolicy)
+        flow = network(agent, "flow", FlowPolicy)
         loss = flow.imitation_error(batch.observation, batch.action, rng).mean()
         return Loss(loss, {"loss/imitation": loss.detach()})
 

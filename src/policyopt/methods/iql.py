@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policyopt.learners.acting import Agent
+from policyopt.learners.acting import Agent, network
 from policyopt.learners.data import ScaledReward
 from policyopt.learners.off_policy import Critic, OffPolicy, Round, Update
 from policyopt.learners.update import Adam, Cosine
@@ -82,8 +82,7 @@ class WeightedCloning(Update):
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
         with torch.no_grad():
             advantage = data_values(agent, batch) - agent["value"](batch.observation)
-        actor = agent["actor"]
-        assert isinstance(actor, BoundedGaussian)
+        actor = network(agent, "actor", BoundedGaussian)
         weights = advantage_weights(advantage, self.inverse_temperature, self.cap)
         loss = -(weights * actor.logp(batch.observation, batch.action)).mean()
         return Loss(loss, {"loss/policy": loss.detach(), "policy/weight": weights.mean()})

@@ -31,10 +31,10 @@ from torch.distributions import kl_divergence
 
 from policyopt.credit.returns import GeneralizedAdvantage
 from policyopt.credit.scaling import RewardScaling, SingleSteps
-from policyopt.learners.acting import Agent
+from policyopt.learners.acting import Agent, network
 from policyopt.learners.critic import Critic
 from policyopt.learners.off_policy import Critic as ActionValues
-from policyopt.learners.off_policy import OffPolicy, Round, Update, first_values, polyak, regression, soft_actor
+from policyopt.learners.off_policy import OffPolicy, Round, Update, first_values, polyak, regression
 from policyopt.learners.on_policy import OnPolicy, OnPolicyLearner
 from policyopt.learners.update import Adam, Linear
 from policyopt.models.control import MLP
@@ -183,9 +183,9 @@ class MirrorPolicy(Update):
         return {"actor": actor, "old_actor": OldActor(actor, self.steps)}
 
     def loss(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Loss:
-        u, mean, log_deviation = sampled(soft_actor(agent), batch.observation, rng)
+        u, mean, log_deviation = sampled(network(agent, "actor", SoftActor), batch.observation, rng)
         logp = tanh_gaussian_logp(u, mean, log_deviation)
-        old_logp = tanh_gaussian_logp(u, *old_actor(agent).actor(batch.observation))
+        old_logp = tanh_gaussian_logp(u, *network(agent, "old_actor", OldActor).actor(batch.observation))
         value = first_values(agent, batch.observation, u.tanh())
         each = mirror_loss(logp, old_logp, value, self.entropy_weight, self.divergence_weight, self.tsallis)
         loss = each.mean() + self.penalty * (mean.square().mean() + log_deviation.square().mean())
@@ -194,14 +194,7 @@ class MirrorPolicy(Update):
         return Loss(loss, {"loss/policy": loss.detach(), "policy/entropy": entropy, "policy/divergence": divergence})
 
     def finish(self, agent: Agent) -> None:
-        old_actor(agent).follow(soft_actor(agent))
-
-
-def old_actor(agent: Agent) -> OldActor:
-    """The actor that the present one is kept near."""
-    old = agent["old_actor"]
-    assert isinstance(old, OldActor)
-    return old
+        network(agent, "old_actor", OldActor).follow(network(agent, "actor", SoftActor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +214,7 @@ class SoftValue(Update):
     @torch.no_grad()
     def target(self, agent: Agent, batch: Transitions, rng: torch.Generator) -> Tensor:
         """What the values should be, [N]."""
-        u, mean, log_deviation = sampled(soft_actor(agent), batch.observation, rng)
+        u, mean, log_deviation = sampled(network(agent, "actor", SoftActor), batch.observation, rng)
         logp = tsallis_log(tanh_gaussian_logp(u, mean, log_deviation), 2.0 - self.tsallis).sum(-1)
         least: Tensor = agent["critic"](batch.observation, u.tanh()).amin(0)
         return least - self.entropy_weight * logp

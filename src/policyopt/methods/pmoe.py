@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from policyopt.learners.acting import Agent
+from policyopt.learners.acting import Agent, network
 from policyopt.learners.off_policy import (
     LogTemperature,
     OffPolicy,
@@ -79,8 +79,7 @@ class Proposals:
 
 def proposals(agent: Agent, observation: Tensor, rng: torch.Generator) -> Proposals:
     """One action of every expert in each state of observation [N, S]."""
-    actor, critic = agent["actor"], agent["critic"]
-    assert isinstance(actor, MixtureActor) and isinstance(critic, QEnsemble)
+    actor, critic = network(agent, "actor", MixtureActor), network(agent, "critic", QEnsemble)
     actions, logp = actor.propose(observation, rng)
     return Proposals(observation=observation, actions=actions, logp=logp, logits=actor.gate(observation), critic=critic)
 
@@ -170,8 +169,7 @@ class BestTemperature(Temperature):
             made = proposals(agent, batch.observation, rng)
             logp = of_expert(made.logp, made.values().argmax(-1))
         wanted = -float(batch.action.shape[-1]) if self.target_entropy is None else self.target_entropy
-        temperature = agent["temperature"]
-        assert isinstance(temperature, LogTemperature)
+        temperature = network(agent, "temperature", LogTemperature)
         return Loss(temperature_loss(temperature.log, logp, wanted), {"policy/temperature": temperature().detach()})
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policyopt.learners.acting import network
 from policyopt.learners.data import ScaledReward
 from policyopt.learners.off_policy import OffPolicy
 from policyopt.methods import td3_bc
@@ -43,9 +44,7 @@ class NearestPair(BehaviourTarget):
         return {"neighbours": NearestPairs(self.state_weight, self.neighbour)}
 
     def prepare(self, agent: nn.ModuleDict, data: Transitions) -> None:
-        pairs = agent["neighbours"]
-        assert isinstance(pairs, NearestPairs)
-        pairs.fit(data.observation, data.action)
+        network(agent, "neighbours", NearestPairs).fit(data.observation, data.action)
 
     def __call__(
         self, agent: nn.ModuleDict, batch: Transitions, action: Tensor, rng: torch.Generator

@@ -51,9 +51,13 @@ class Replay:
             self._allocate(new)
         if new.keys() != self.columns.keys():
             raise ValueError(f"the replay memory has the columns {', '.join(self.columns)}; got {', '.join(new)}")
-        index = torch.arange(self.added, self.added + len(batch)) % self.capacity
+        start = self.added % self.capacity
+        room = self.capacity - start
         for name, column in new.items():
-            self.columns[name][index] = column
+            kept = self.columns[name]
+            kept[start : start + len(batch)] = column[:room]
+            if len(batch) > room:
+                kept[: len(batch) - room] = column[room:]
         self.added += len(batch)
 
     def _allocate(self, like: Mapping[str, Tensor]) -> None:
@@ -121,18 +125,19 @@ class Interaction(Collector):
         environment, rng = memory.start(problem, self.environments, clock.seed), clock.generator("interaction")
         act = policy.warm_up if self.warming_up(clock) else policy.act
         episodes: list[Any] = []
-        steps: list[Any] = [self._step(act, environment, memory, episodes, rng) for _ in range(self.steps)]
-        batch: Any = torch.cat(steps)
-        cost = float(self.steps * self.environments)
-        metrics: dict[str, Tensor | float] = {"reward/mean": batch.reward.mean(), "cost/env_steps": cost}
+        steps = [self._step(act, environment, memory, episodes, rng) for _ in range(self.steps)]
+        columns: dict[str, Any] = {name: torch.cat([step[name] for step in steps]) for name in steps[0]}
+        count = self.steps * self.environments
+        batch = Transitions(**columns, batch_size=[count])
+        metrics: dict[str, Tensor | float] = {"reward/mean": columns["reward"].mean(), "cost/env_steps": float(count)}
         if episodes:
             metrics["episode/return"] = float(np.concatenate(episodes).mean())
         return Collected({"transitions": batch}, metrics)
 
     def _step(
         self, act: Any, environment: VectorEnvironment, running: Running, episodes: list[Any], rng: torch.Generator
-    ) -> Transitions:
-        """One step of each environment; the returns of episodes that it ended are added to ``episodes``."""
+    ) -> dict[str, Tensor]:
+        """The columns of one step of each environment; the returns of episodes that it ended are added to ``episodes``."""
         observation = torch.from_numpy(environment.observations)
         action, columns, _ = act(observation, None, rng)
         result = environment.step(action.numpy())
@@ -141,11 +146,11 @@ class Interaction(Collector):
         if ended.any():
             episodes.append(running.earned[ended])
             running.earned[ended] = 0.0
-        seen: dict[str, Any] = {
+        return {
             "observation": observation,
             "action": action,
             "reward": torch.from_numpy(result.rewards),
             "next_observation": torch.from_numpy(result.next_observations),
             "terminated": torch.from_numpy(result.terminated),
+            **columns,
         }
-        return Transitions(**{**seen, **columns}, batch_size=[len(observation)])

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from policyopt.learners.acting import network
 from policyopt.learners.off_policy import OffPolicy, OffPolicyLearner, Round, first_values
 from policyopt.learners.update import Adam
 from policyopt.methods import a2pr
+from policyopt.models.action_vae import ActionVAE
 from policyopt.problems.control.checker import Checker
 from policyopt.problems.control.environments import episode_returns
 from policyopt.studies.claim import Metrics
@@ -77,7 +79,7 @@ def guidance(learner: OffPolicyLearner, seed: int) -> dict[str, float]:
     batch, rng = learner.memory.sample(2000, generator(seed, "guidance")), generator(seed, "latents")
     seen = batch.observation
     with torch.no_grad():
-        generated = a2pr.autoencoder(agent).reconstruct(seen, agent["actor"](seen), rng)[0]
+        generated = network(agent, "vae", ActionVAE).reconstruct(seen, agent["actor"](seen), rng)[0]
     of_data, of_generated = (a2pr.advantage(agent, seen, action) for action in (batch.action, generated))
     gain = torch.maximum(of_data, of_generated) - of_data
     return {"generated_share": float((of_generated >= of_data).float().mean()), "advantage_gain": float(gain.mean())}
