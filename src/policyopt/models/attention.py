@@ -199,8 +199,8 @@ class Packed:
             grid = self.grids[i]
             own_key, own_value = grid.spread(k), grid.spread(v)
             blocks.append((own_key, own_value))
-            keys = torch.cat([*(blocks[a][0][rows] for a, rows in self.ancestors[i]), own_key], 2)
-            values = torch.cat([*(blocks[a][1][rows] for a, rows in self.ancestors[i]), own_value], 2)
+            keys = torch.cat([*(blocks[a][0].index_select(0, rows) for a, rows in self.ancestors[i]), own_key], 2)
+            values = torch.cat([*(blocks[a][1].index_select(0, rows) for a, rows in self.ancestors[i]), own_value], 2)
             out.append(grid.collect(_grouped_attention(grid.spread(q), keys, values, self.allowed[i], scale)))
             if self.keep:
                 self.kept[i][0].append(own_key)

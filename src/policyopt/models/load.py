@@ -10,6 +10,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from policyopt.models.language import LanguagePolicy
+from policyopt.models.quick_linear import quicken
 from policyopt.models.tiny import SHIPPED, character_tokenizer, tiny_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,10 +40,9 @@ def load_policy(
     elif name == "fresh":
         tokenizer = tokenizer or character_tokenizer()
         model = tiny_model(seed, len(tokenizer), **_sizes(options))
-    elif name == "smollm2":
-        model, tokenizer = _smollm2()
     else:
-        model, tokenizer = _pretrained(spec)
+        model, tokenizer = _smollm2() if name == "smollm2" else _pretrained(spec)
+        quicken(model)
     model = model.to(dtype=DTYPES[dtype], device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if lora is not None:
         model = _with_lora(model, lora, seed)
