@@ -1,7 +1,7 @@
 """Control in policyopt and in Stable-Baselines3, side by side: environment steps a second, training included, and memory.
 
 Same on both sides: environments, networks, batch sizes, epochs, optimizers and rates, warm-up, float32, threads. A fresh
-process for every measurement, arms in alternating order.
+process for every measurement, arms in alternating order. PPO runs twice in policyopt: as it is, and compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import Measured, Meter, alternate, peak, step_seconds
 
-OURS, PEER = "policyopt", "stable-baselines3"
+OURS, COMPILED, PEER = "policyopt", "policyopt, compiled", "stable-baselines3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +139,20 @@ def measure(setting: Setting) -> Measured:
     torch.set_num_threads(setting.options.threads)
     case, options = setting.case, setting.options
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    return (ours if setting.arm == OURS else peer)(case, options, clock)
+    if setting.arm == PEER:
+        return peer(case, options, clock)
+    return ours(case, options, clock, compiled=setting.arm == COMPILED)
 
 
-def ours(case: Case, options: Options, clock: Any) -> Measured:
+def ours(case: Case, options: Options, clock: Any, compiled: bool) -> Measured:
     from policyopt import registry
+    from policyopt.learners.compiled import compile_updates
     from policyopt.types import Budget
 
     problem = registry.problem(f"gym:{case.environment}")
     learner = our_method(case).learner(problem, seed=0, budget=Budget(env_steps=10**9))
+    if compiled:
+        compile_updates(learner)
     wanted = 0 if case.method == "ppo" else case.warm_up
     meter = Meter("cpu", clock)
     for _ in range(options.blocks + 2):
@@ -180,37 +185,41 @@ def peer(case: Case, options: Options, clock: Any) -> Measured:
     return meter.measured(options.blocks)
 
 
+def beside(arm: Any, other: Any, block: int) -> dict[str, Any]:
+    """What was measured of an arm, and its ratios to the other."""
+    each = [step_seconds([b]) / step_seconds([a]) for a, b in zip(arm, other, strict=True)]
+    return {
+        "steps_per_second": round(block / step_seconds(arm)),
+        "ratio": round(step_seconds(other) / step_seconds(arm), 2),
+        "ratio_range": [round(min(each), 2), round(max(each), 2)],
+        "peak_mib": round(peak(arm) / 2**20),
+        "memory_ratio": round(peak(arm) / peak(other), 2),
+    }
+
+
 def main(options: Options) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    table = Table("case", "ours, steps/s", "SB3, steps/s", "ratio", "range", "memory, ours", "SB3", "ratio")
+    table = Table("case", "library", "steps/s", "ratio", "range", "peak, MiB", "ratio")
     found: dict[str, Any] = {}
     for name in options.cases:
         case = CASES[name]
-        settings = {arm: Setting(arm=arm, case=case, options=options) for arm in (OURS, PEER)}
+        kinds = (OURS, COMPILED, PEER) if case.method == "ppo" else (OURS, PEER)
+        settings = {arm: Setting(arm=arm, case=case, options=options) for arm in kinds}
         arms = alternate(measure, settings, options.repeats)
-        rates = {arm: case.block / step_seconds(arms[arm]) for arm in arms}
-        each = [step_seconds([b]) / step_seconds([a]) for a, b in zip(arms[OURS], arms[PEER], strict=True)]
-        memory = {arm: peak(arms[arm]) / 2**20 for arm in arms}
-        found[name] = {
-            "steps_per_second": {arm: round(rate) for arm, rate in rates.items()},
-            "ratio": round(rates[OURS] / rates[PEER], 2),
-            "ratio_range": [round(min(each), 2), round(max(each), 2)],
-            "peak_mib": {arm: round(value) for arm, value in memory.items()},
-            "memory_ratio": round(memory[OURS] / memory[PEER], 2),
-        }
-        row = found[name]
-        table.add_row(
-            name,
-            *(str(row["steps_per_second"][arm]) for arm in (OURS, PEER)),
-            f"{row['ratio']:g}",
-            "{:g} to {:g}".format(*row["ratio_range"]),
-            *(str(row["peak_mib"][arm]) for arm in (OURS, PEER)),
-            f"{row['memory_ratio']:g}",
-        )
+        found[name] = {arm: beside(arms[arm], arms[PEER], case.block) for arm in kinds}
+        for arm, row in found[name].items():
+            range_ = "{:g} to {:g}".format(*row["ratio_range"])
+            table.add_row(
+                name,
+                arm,
+                *(f"{row[key]:g}" for key in ("steps_per_second", "ratio")),
+                range_,
+                *(f"{row[key]:g}" for key in ("peak_mib", "memory_ratio")),
+            )
     Console().print(table)
     worst = {
-        "ratio": min(row["ratio"] for row in found.values()),
-        "memory_ratio": max(row["memory_ratio"] for row in found.values()),
+        "ratio": min(row[OURS]["ratio"] for row in found.values()),
+        "memory_ratio": max(row[OURS]["memory_ratio"] for row in found.values()),
     }
     print(json.dumps({"benchmark": "control_vs_sb3", **worst, "cases": found, "options": asdict(options)}))
 

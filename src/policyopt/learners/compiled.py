@@ -1,4 +1,4 @@
-"""The updates of an on-policy learner as compiled code.
+"""The updates of an on-policy learner as compiled code, the critic's together with the policy's.
 
 Small networks spend most of an update on the bookkeeping of single operations. PyTorch's compiler makes one piece of code of
 loss, gradient and AdamW, which takes it some seconds for each shape of minibatch. Its results differ from those of single
@@ -8,7 +8,7 @@ operations in the last digits; a repeat is bit-identical.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +24,7 @@ Seen: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 def compile_updates(learner: Any) -> None:
-    """From here on the updates of policy and critic are compiled code.
+    """From here on the updates of the policy are compiled code, and with them those of a critic on the same minibatches.
 
     Warns and leaves as they are: learners and methods with updates of another kind, language models, whose batches have a
     new shape every time, and whatever the compiler can't do or isn't there for.
@@ -34,19 +34,87 @@ def compile_updates(learner: Any) -> None:
         what = "of a language model have a new shape each time" if own else f"of {type(learner).__name__} are its own"
         warnings.warn(f"nothing is compiled: the updates {what}", stacklevel=2)
         return
-    learner._update = PolicyUpdate(learner)  # type: ignore[method-assign]
-    if learner.critic is not None:
-        learner.critic.update = CriticUpdate(learner.critic)  # type: ignore[method-assign]
+    critic = learner.critic if _follows(learner) else None
+    learner._update = update = CompiledUpdate(learner, critic)  # type: ignore[method-assign]
+    if critic is not None:
+        critic.train = update.finish  # type: ignore[method-assign]
 
 
-class PolicyUpdate:
-    """``OnPolicyLearner._update`` on minibatches that fit in one piece."""
+def _follows(learner: OnPolicyLearner) -> bool:
+    """Whether the critic learns from the policy's own minibatches."""
+    method, critic = learner.method, learner.critic
+    if critic is None or method.objective.whole_groups:
+        return False
+    epochs, count = critic.settings.epochs or method.epochs, critic.settings.minibatches or method.minibatches
+    same = (epochs, count, critic.settings.batch) == (method.epochs, method.minibatches, "rollouts")
+    return same and not critic.settings.credit
 
-    def __init__(self, learner: OnPolicyLearner) -> None:
-        self.learner, self.plain = learner, learner._update
-        self.step = CompiledStep(self.loss, learner.optimizer, "the policy's updates")
 
-    def loss(self, batches: dict[str, Rollouts]) -> Loss:
+class CompiledUpdate:
+    """``OnPolicyLearner._update`` as compiled code, which also updates the ``critic`` on the same minibatch, where there is
+    one here. Minibatches that do not fit in one piece go the plain way; what can't be compiled is said once, in a warning.
+    """
+
+    def __init__(self, learner: OnPolicyLearner, critic: LiveCritic | None) -> None:
+        self.learner, self.critic, self.plain = learner, critic, learner._update
+        self.values: list[dict[str, Tensor | float]] = []  # of the critic's updates since ``finish``
+        self.terms: list[tuple[Callable[[Any], Loss], Optimizer]] = [(self._policy, learner.optimizer)]
+        if critic is not None:
+            self.terms.append((self._critic, critic.optimizer))
+        self.compiled: Callable[[Any, list[Rates]], list[tuple[Loss, Seen]]] | None = None
+        try:
+            torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]  # gradients are in the graph
+            one_piece: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+            self.compiled = torch.compile(self._whole, **one_piece)
+        except Exception as error:  # a PyTorch without these
+            self._give_up(error)
+
+    def __call__(self, batches: dict[str, Rollouts], number: str) -> dict[str, Tensor | float]:
+        """Raises NonFinite, weights untouched."""
+        made = self._run(batches) if self.compiled is not None and self._undivided(batches) else None
+        if made is None:
+            metrics = self.plain(batches, number)
+            if self.critic is not None:
+                self.values.append(self.critic.update(batches["rollouts"], self.learner.clock, self.learner.limit))
+            return metrics
+        for (_, optimizer), (_, seen) in zip(self.terms, made, strict=True):
+            optimizer.seen.append(seen)
+            optimizer.check(self.learner.clock)
+        self.values += [{"loss/value": loss.value} for loss, _ in made[1:]]
+        loss, (_, norm, _) = made[0]
+        return {**loss.metrics, "gradient/norm": norm}
+
+    def finish(self, batches: Mapping[str, Rollouts], *_: Any) -> dict[str, Tensor | float]:
+        """In the place of ``LiveCritic.train``: what it would say of the updates that were made beside the policy's."""
+        assert self.critic is not None
+        values, self.values = self.values, []
+        return self.critic.summary(values, batches["rollouts"])
+
+    def _undivided(self, batches: Mapping[str, Rollouts]) -> bool:
+        objectives = self.learner.objectives.items()
+        return all(
+            len(self.learner._pieces(each, batches[name])) == 1 and not each.measures for name, each in objectives
+        )
+
+    def _run(self, batches: dict[str, Rollouts]) -> list[tuple[Loss, Seen]] | None:
+        assert self.compiled is not None
+        try:
+            return self.compiled(batches, [rates(optimizer, self.learner.clock) for _, optimizer in self.terms])
+        except Exception as error:  # whatever a compiler says; mistakes of the loss come up again without it
+            self._give_up(error)
+            return None
+
+    def _whole(self, batches: dict[str, Rollouts], rates: list[Rates]) -> list[tuple[Loss, Seen]]:
+        """What is compiled."""
+        made = []
+        for (loss, optimizer), its in zip(self.terms, rates, strict=True):
+            one = loss(batches)
+            gradients = torch.autograd.grad(one.value, optimizer.parameters, allow_unused=True)
+            value = one.value.detach()
+            made.append((Loss(value, one.metrics), adamw(optimizer, gradients, value, its)))
+        return made
+
+    def _policy(self, batches: dict[str, Rollouts]) -> Loss:
         total: Tensor | float = 0.0
         metrics: dict[str, Tensor] = {}
         for name, objective in self.learner.objectives.items():
@@ -57,70 +125,14 @@ class PolicyUpdate:
         assert isinstance(total, Tensor)
         return Loss(total, metrics)
 
-    def __call__(self, batches: dict[str, Rollouts], number: str) -> dict[str, Tensor | float]:
-        objectives = self.learner.objectives.items()
-        whole = all(
-            len(self.learner._pieces(each, batches[name])) == 1 and not each.measures for name, each in objectives
-        )
-        made = self.step(batches, self.learner.clock) if whole else None
-        return self.plain(batches, number) if made is None else {**made[0].metrics, "gradient/norm": made[1]}
-
-
-class CriticUpdate:
-    """``LiveCritic.update`` on minibatches that fit in one piece."""
-
-    def __init__(self, critic: LiveCritic) -> None:
-        self.critic, self.plain = critic, critic.update
-        self.step = CompiledStep(self.loss, critic.optimizer, "the critic's updates")
-
-    def loss(self, batch: Rollouts) -> Loss:
-        return Loss(self.critic.loss(shared(batch)))
-
-    def __call__(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
-        whole = len(self.critic.model.micro_batches(batch, limit)) == 1
-        made = self.step(batch, clock) if whole else None
-        return self.plain(batch, clock, limit) if made is None else {"loss/value": made[0].value}
-
-
-class CompiledStep:
-    """An optimizer step on a loss as compiled code. What can't be compiled is said once, in a warning."""
-
-    def __init__(self, loss: Callable[[Any], Loss], optimizer: Optimizer, name: str) -> None:
-        self.loss, self.optimizer, self.name = loss, optimizer, name
-        self.compiled: Callable[[Any, Rates], tuple[Loss, Seen]] | None = None
-        try:
-            torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]  # gradients are in the graph
-            one_piece: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
-            self.compiled = torch.compile(self._whole, **one_piece)
-        except Exception as error:  # a PyTorch without these
-            self._give_up(error)
-
-    def __call__(self, batch: Any, clock: Clock) -> tuple[Loss, Tensor] | None:
-        """The detached loss with its metrics and the norm of the gradient; None where this isn't compiled.
-
-        Raises NonFinite, weights untouched.
-        """
-        if self.compiled is None:
-            return None
-        try:
-            loss, seen = self.compiled(batch, rates(self.optimizer, clock))
-        except Exception as error:  # whatever a compiler says; mistakes of the loss come up again without it
-            self._give_up(error)
-            return None
-        self.optimizer.seen.append(seen)
-        self.optimizer.check(clock)
-        return loss, seen[1]
-
-    def _whole(self, batch: Any, rates: Rates) -> tuple[Loss, Seen]:
-        loss = self.loss(batch)
-        gradients = torch.autograd.grad(loss.value, self.optimizer.parameters, allow_unused=True)
-        value = loss.value.detach()
-        return Loss(value, loss.metrics), adamw(self.optimizer, gradients, value, rates)
+    def _critic(self, batches: dict[str, Rollouts]) -> Loss:
+        assert self.critic is not None
+        return Loss(self.critic.loss(shared(batches["rollouts"])))
 
     def _give_up(self, error: Exception) -> None:
         self.compiled = None
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        warnings.warn(f"{self.name} are not compiled: {type(error).__name__}: {reason}", stacklevel=4)
+        warnings.warn(f"the updates are not compiled: {type(error).__name__}: {reason}", stacklevel=4)
 
 
 def rates(optimizer: Optimizer, clock: Clock) -> Rates:

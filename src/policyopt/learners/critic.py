@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -80,6 +80,10 @@ class LiveCritic:
             for epoch in range(settings.epochs or epochs)
             for piece in minibatches({"rollouts": batch}, count, clock.generator(f"minibatches-{epoch}"))
         ]
+        return self.summary(updates, batch)
+
+    def summary(self, updates: Sequence[Mapping[str, Tensor | float]], batch: Rollouts) -> dict[str, Tensor | float]:
+        """What is logged of the updates on what a step collected."""
         explained = explained_variance(batch.value[batch.mask], batch.returns[batch.mask])
         return {**mean_metrics(updates), "value/explained_variance": explained}
 
