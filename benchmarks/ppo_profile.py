@@ -28,6 +28,7 @@ def milliseconds(call: Callable[[], Any], count: int = 1) -> float:
 def main(case: str = "ppo-cartpole") -> None:
     """case: ppo-cartpole or ppo-halfcheetah."""
     from policyopt import registry
+    from policyopt.learners.compiled import compile_updates
     from policyopt.learners.update import minibatches
     from policyopt.types import Budget
 
@@ -66,6 +67,10 @@ def main(case: str = "ppo-cartpole") -> None:
         "backward": milliseconds(lambda: loss.backward(retain_graph=True), 80) / 80,
     }
     update["objective"] -= update["network and probabilities"]
+    compile_updates(learner)
+    learner.step()
+    iteration["whole, compiled"] = milliseconds(learner.step)
+    iteration["updates of both, compiled"] = milliseconds(lambda: learner._improve(pieces))
     found = {"iteration": iteration, "update of the policy": {name: round(v, 3) for name, v in update.items()}}
     print(json.dumps({"benchmark": "ppo_profile", "case": case, "milliseconds": found}))
 

@@ -19,7 +19,6 @@ from policyopt.learners.on_policy import OnPolicyLearner
 from policyopt.learners.update import Optimizer
 from policyopt.types import Clock, Loss, Rollouts
 
-Rates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Seen: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -61,7 +60,7 @@ class CompiledUpdate:
         self.terms: list[tuple[Callable[[Any], Loss], Optimizer]] = [(self._policy, learner.optimizer)]
         if critic is not None:
             self.terms.append((self._critic, critic.optimizer))
-        self.compiled: Callable[[Any, list[Rates]], list[tuple[Loss, Seen]]] | None = None
+        self.compiled: Callable[[Any, list[Tensor]], list[tuple[Loss, Seen]]] | None = None
         try:
             torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]  # gradients are in the graph
             one_piece: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
@@ -104,7 +103,7 @@ class CompiledUpdate:
             self._give_up(error)
             return None
 
-    def _whole(self, batches: dict[str, Rollouts], rates: list[Rates]) -> list[tuple[Loss, Seen]]:
+    def _whole(self, batches: dict[str, Rollouts], rates: list[Tensor]) -> list[tuple[Loss, Seen]]:
         """What is compiled."""
         made = []
         for (loss, optimizer), its in zip(self.terms, rates, strict=True):
@@ -135,18 +134,18 @@ class CompiledUpdate:
         warnings.warn(f"the updates are not compiled: {type(error).__name__}: {reason}", stacklevel=4)
 
 
-def rates(optimizer: Optimizer, clock: Clock) -> Rates:
-    """What ``adamw`` needs of the present step: the learning rate, and of each parameter what corrects the bias of its first
-    and of its second moment."""
-    rate = torch.tensor(optimizer.learning_rate * optimizer.settings.schedule(clock), device=optimizer.counts.device)
-    first, second = (1 - beta ** (optimizer.counts.double() + 1) for beta in optimizer.settings.betas)
-    return rate, first.float(), second.float()
+def rates(optimizer: Optimizer, clock: Clock) -> Tensor:
+    """What ``adamw`` needs of the present step, [3, parameters]: the learning rate, and what corrects the bias of the first
+    and of the second moment."""
+    rate, counts = optimizer.learning_rate * optimizer.settings.schedule(clock), optimizer.counts.tolist()
+    corrections = ([1 - beta ** (count + 1) for count in counts] for beta in optimizer.settings.betas)
+    return torch.tensor([[rate] * len(counts), *corrections], device=optimizer.counts.device)
 
 
 @torch.no_grad()
-def adamw(optimizer: Optimizer, gradients: Sequence[Tensor | None], loss: Tensor, rates: Rates) -> Seen:
+def adamw(optimizer: Optimizer, gradients: Sequence[Tensor | None], loss: Tensor, rates: Tensor) -> Seen:
     """``Optimizer.attempt`` in operations that the compiler knows, on given gradients → (loss, norm, their sum)."""
-    adam, (beta1, beta2), (rate, *corrections) = optimizer.settings, optimizer.settings.betas, rates
+    adam, (beta1, beta2) = optimizer.settings, optimizer.settings.betas
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     total = norm + loss
@@ -159,7 +158,8 @@ def adamw(optimizer: Optimizer, gradients: Sequence[Tensor | None], loss: Tensor
         count += finite
         g = gradient / divisor
         m, v = beta1 * first + (1 - beta1) * g, beta2 * second + (1 - beta2) * g.square()
-        change = m / corrections[0][i] / ((v / corrections[1][i]).sqrt() + adam.epsilon)
+        rate, correct_m, correct_v = rates[:, i].unbind()
+        change = m / correct_m / ((v / correct_v).sqrt() + adam.epsilon)
         moved = parameter * (1 - rate * adam.weight_decay) - rate * change
         for old, new in ((parameter, moved), (first, m), (second, v)):
             old.copy_(torch.where(finite, new, old))
