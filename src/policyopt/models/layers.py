@@ -18,8 +18,8 @@ Parameters: TypeAlias = Sequence[Tensor]  # weight and bias of each layer in tur
 
 
 class Activation(NamedTuple):
-    """``apply`` works in place on ``scale`` times what ``plain`` takes (a product's scale costs nothing); ``backward`` takes
-    the gradient and the activation's own result; ``name`` is oneDNN's."""
+    """``apply`` works in place on ``scale`` times what ``plain`` takes (a product's scale costs nothing); ``backward`` works in
+    place on the gradient, from the activation's own result; ``name`` is oneDNN's."""
 
     name: str
     scale: int
@@ -36,11 +36,20 @@ def tanh_of_half_(x: Tensor) -> Tensor:
     return torch.add(MINUS_ONE, x.sigmoid_(), alpha=2, out=x)
 
 
+def tanh_backward_(gradient: Tensor, y: Tensor) -> Tensor:
+    torch.ops.aten.tanh_backward.grad_input(gradient, y, grad_input=gradient)
+    return gradient
+
+
+def relu_backward_(gradient: Tensor, y: Tensor) -> Tensor:
+    torch.ops.aten.threshold_backward.grad_input(gradient, y, 0.0, grad_input=gradient)
+    return gradient
+
+
+IDENTITY = Activation("none", 1, lambda x: x, lambda x: x, lambda gradient, y: gradient)
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation("tanh", 2, tanh_of_half_, torch.tanh, torch.ops.aten.tanh_backward),
-    nn.ReLU: Activation(
-        "relu", 1, torch.relu_, torch.relu, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0.0)
-    ),
+    nn.Tanh: Activation("tanh", 2, tanh_of_half_, torch.tanh, tanh_backward_),
+    nn.ReLU: Activation("relu", 1, torch.relu_, torch.relu, relu_backward_),
 }
 
 
@@ -54,7 +63,7 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(heads, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return mapped(x, self.weight, self.bias)
 
     def first(self, x: Tensor) -> Tensor:
         """The first map alone: [N, I] → [N, O]."""
@@ -95,8 +104,14 @@ def chain(x: Tensor, activation: Activation, parameters: Parameters) -> Tensor:
     return outputs(x, activation, parameters)[-1]
 
 
+def mapped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear`` as one node of the graph."""
+    return chain(x, IDENTITY, (weight, bias))
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | None = None) -> Tensor:
-    """The map of x [N, I] with weight [O, I], or of x [K, N, I] with weight [K, I, O], and the activation of it."""
+    """The map of x [N, I] with weight [O, I], or of x [K, N, I] with weight [K, I, O], in operations that autograd knows;
+    with an activation, the activation of it by the quickest, which it need not know."""
     weight = weight.t() if weight.dim() == 2 else weight
     if activation is None:
         return shifted(x, weight, bias)
@@ -111,7 +126,7 @@ def outputs(x: Tensor, activation: Activation, parameters: Parameters) -> list[T
     for i in range(0, last, 2):
         x = linear(x, parameters[i], parameters[i + 1], activation)
         made.append(x)
-    made.append(linear(x, parameters[last], parameters[last + 1]))
+    made.append(linear(x, parameters[last], parameters[last + 1], IDENTITY))
     return made
 
 
