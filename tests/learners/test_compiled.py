@@ -10,7 +10,7 @@ import torch
 from policyopt import api, registry
 from policyopt.learners.compiled import adamw, compile_updates, rates
 from policyopt.learners.update import Adam, NonFinite
-from policyopt.methods import grpo, pmoe, ppo
+from policyopt.methods import grpo, mdpo, pdppo, pmoe, ppo, sac, trpo
 from policyopt.models.control import MLP
 from policyopt.objectives.policy_gradient import PolicyGradient
 from policyopt.types import Budget, Clock
@@ -89,6 +89,21 @@ def test_pieces_of_a_minibatch_go_the_plain_way():
 
 
 @compiler
+@pytest.mark.parametrize("method", [pdppo.method, pdppo.one_critic])
+def test_critics_of_another_kind(method):
+    method, lots = method(), registry.problem("lot-sizing:items=3,machines=2,horizon=10")
+    small = {"collector": replace(method.collector, environments=2, steps=20), "epochs": 2, "minibatches": 2}
+    plain, made = (
+        replace(method, policy=replace(method.policy, hidden=(8,)), **small).learner(lots, seed=0) for _ in range(2)
+    )
+    compile_updates(made)
+    rows = plain.step(), made.step()
+    torch.testing.assert_close(rows[0]["loss/value"], rows[1]["loss/value"], rtol=1e-4, atol=1e-5)
+    for a, b in zip(weights(plain), weights(made), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@compiler
 def test_a_critic_with_passes_of_its_own_is_left_alone():
     critic = replace(ppo.control().critic, epochs=1)
     plain, made = learner(critic=critic), learner(compiled=True, critic=critic)
@@ -131,10 +146,18 @@ def test_without_a_compiler(monkeypatch):
     assert all(map(torch.equal, weights(plain), weights(made)))
 
 
-def test_what_has_nothing_to_compile(policy):
-    experts = pmoe.ppo().learner(registry.problem("gym:Pendulum-v1"), seed=0)
-    with pytest.warns(UserWarning, match="of ExpertsLearner are its own"):
-        compile_updates(experts)
+@pytest.mark.parametrize(
+    ("method", "its"),
+    [(pmoe.ppo, "Experts"), (trpo.method, "TrustRegion"), (mdpo.method, "Mirror"), (sac.method, "OffPolicy")],
+)
+def test_updates_of_another_kind_are_left_alone(method, its):
+    made = method().learner(registry.problem("gym:Pendulum-v1"), seed=0)
+    with pytest.warns(UserWarning, match=f"of {its}Learner are its own"):
+        compile_updates(made)
+    assert not {"_update", "train"} & {*vars(made), *vars(getattr(made, "critic", None) or made)}
+
+
+def test_language_models_are_left_alone(policy):
     with pytest.warns(UserWarning, match="language model have a new shape"):
         compile_updates(grpo.method().learner(registry.problem("arithmetic"), policy, seed=0))
 

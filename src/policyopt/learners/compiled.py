@@ -25,12 +25,12 @@ Seen: TypeAlias = tuple[Tensor, Tensor, Tensor]
 def compile_updates(learner: Any) -> None:
     """From here on the updates of the policy are compiled code, and with them those of a critic on the same minibatches.
 
-    Warns and leaves as they are: learners and methods with updates of another kind, language models, whose batches have a
-    new shape every time, and whatever the compiler can't do or isn't there for.
+    Warns and leaves as they are: learners of any other class, whose updates may be of another kind; language models, whose
+    batches have a new shape every time; and whatever the compiler can't do or isn't there for.
     """
-    own = isinstance(learner, OnPolicyLearner) and type(learner)._update is OnPolicyLearner._update
-    if not own or hasattr(learner.policy, "extend"):
-        what = "of a language model have a new shape each time" if own else f"of {type(learner).__name__} are its own"
+    plain = type(learner) is OnPolicyLearner
+    if not plain or hasattr(learner.policy, "extend"):
+        what = "of a language model have a new shape each time" if plain else f"of {type(learner).__name__} are its own"
         warnings.warn(f"nothing is compiled: the updates {what}", stacklevel=2)
         return
     critic = learner.critic if _follows(learner) else None

@@ -102,9 +102,8 @@ class LivePair(LiveCritic):
 class LiveSum(LivePair):
     """One network at both states: the sum of its values is fitted to the sum of the returns."""
 
-    def update(self, batch: Rollouts, clock: Clock, limit: int) -> dict[str, Tensor | float]:
-        summed = batch.replace(value=batch.value.sum(-1), returns=batch.returns.sum(-1))
-        return super().update(summed, clock, limit)
+    def loss(self, batch: Rollouts) -> Tensor:
+        return super().loss(batch.replace(value=batch.value.sum(-1), returns=batch.returns.sum(-1)))
 
     def fitted(self, batch: Rollouts) -> Tensor:
         return super().fitted(batch).sum(-1)
