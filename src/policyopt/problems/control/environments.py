@@ -240,7 +240,7 @@ class GymnasiumEnvironments:
         return self.encode(observations)
 
     def _rewards(self, rewards: Sequence[Any]) -> Array:
-        """[n] or [n, K]. Raises ValueError where one has another shape than the first one should have."""
+        """[n] or [n, K] float32. Raises ValueError where one has not the shape of a reward."""
         shapes = list(map(np.shape, rewards))
         if shapes.count(self.reward_shape) != len(shapes):
             i = next(i for i, shape in enumerate(shapes) if shape != self.reward_shape)
@@ -313,9 +313,9 @@ class UnitBox:
 
     def __init__(self, low: Any, high: Any) -> None:
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        self.bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
-        self.least, self.most = np.where(self.bounded, -1.0, low), np.where(self.bounded, 1.0, high)
-        low, high = np.where(self.bounded, low, -1.0), np.where(self.bounded, high, 1.0)
+        bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
+        self.least, self.most = np.where(bounded, -1.0, low), np.where(bounded, 1.0, high)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         self.middle, self.half = 0.5 * (low + high), 0.5 * (high - low)
 
     def from_unit(self, actions: Array) -> Array:
