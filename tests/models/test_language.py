@@ -16,6 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from policyopt.models import products
 from policyopt.models.engines import SharedPrefixEngine, padded, token_logp
 from policyopt.models.language import LanguagePolicy, Prefixes, Sampling
 from policyopt.models.padded import PaddedEngine
@@ -240,10 +241,15 @@ def test_models_that_cannot_share_fall_back_with_a_warning() -> None:
     assert policy.extend(out.cut([0], [1]), 1, Sampling(), generator(0, "s"), max_new_tokens=2).actions.shape[0] == 1
 
 
-def test_head_matches_autograd_through_log_softmax() -> None:
-    rng = generator(0, "head")
-    hidden, weight, bias = (torch.randn(s, generator=rng, requires_grad=True) for s in ((9, 5), (11, 5), (11,)))
-    actions = torch.randint(11, (9,), generator=rng)
+@pytest.mark.parametrize("vocabulary", [11, 70_000])  # a large head goes another way
+def test_head_matches_autograd_through_log_softmax(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "ONEDNN", hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    rng, width = generator(0, "head"), 5 if vocabulary == 11 else 61
+    shapes = ((9, width), (vocabulary, width), (vocabulary,))
+    hidden, weight, bias = (torch.randn(s, generator=rng, requires_grad=True) for s in shapes)
+    actions = torch.randint(vocabulary, (9,), generator=rng)
+    free, _ = token_logp(hidden, weight, None, actions)
+    torch.testing.assert_close(free, (hidden @ weight.t()).log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1))
     outer = torch.randn(2, 9, generator=rng)
     logp, entropy = token_logp(hidden, weight, bias, actions, 0.8, entropy=True)
     mine = torch.autograd.grad((outer[0] * logp + outer[1] * entropy).sum(), (hidden, weight, bias))

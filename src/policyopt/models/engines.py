@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from policyopt.models.attention import NAME, Decoding, KeyValues, Level, Packed
+from policyopt.models.products import product
 
 CHUNK_ELEMENTS = 1 << 23  # logits alive at once: 32 MiB in float32
 
@@ -150,21 +151,19 @@ def token_logp(
     return logp, entropies if entropy else None
 
 
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    return product(a, b) if b.numel() > 1 << 22 else a @ b  # of a large vocabulary: by the quicker library
+
+
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = (_times(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())).float()
     return logits if scale == 1.0 else logits.mul_(scale)
 
 
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        actions: Tensor,
-        scale: float,
-        want_entropy: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, scale: float, want_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         rows = max(1, CHUNK_ELEMENTS // len(weight))
         logp, normalizer, entropy = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
@@ -176,29 +175,29 @@ class _TokenLogp(torch.autograd.Function):
             if want_entropy:
                 logits -= normalizer[piece, None]
                 entropy[piece] = -(logits.exp() * logits).sum(-1)
-        context.save_for_backward(hidden, weight, bias, actions, normalizer, entropy)
-        context.scale, context.want_entropy, context.rows = scale, want_entropy, rows
+        ctx.save_for_backward(hidden, weight, bias, actions, normalizer, entropy)
+        ctx.scale, ctx.want_entropy, ctx.rows = scale, want_entropy, rows
         return logp, entropy
 
     @staticmethod
-    def backward(context: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, actions, normalizer, entropy = context.saved_tensors
-        needs_hidden, needs_weight, needs_bias = context.needs_input_grad[:3]
+    def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, actions, normalizer, entropy = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        for start in range(0, len(hidden), context.rows):
-            piece = slice(start, start + context.rows)
-            logp = _logits(hidden[piece], weight, bias, context.scale) - normalizer[piece, None]
+        for start in range(0, len(hidden), ctx.rows):
+            piece = slice(start, start + ctx.rows)
+            logp = _logits(hidden[piece], weight, bias, ctx.scale) - normalizer[piece, None]
             grad = logp.exp()
-            if context.want_entropy:  # dH/dlogit = -p (log p + H)
+            if ctx.want_entropy:  # dH/dlogit = -p (log p + H)
                 grad *= -(grad_logp[piece, None] + grad_entropy[piece, None] * (logp + entropy[piece, None]))
             else:
                 grad *= -grad_logp[piece, None]
             grad.scatter_add_(-1, actions[piece, None], grad_logp[piece, None])
-            grad = grad.mul_(context.scale).to(hidden.dtype)
+            grad = grad.mul_(ctx.scale).to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[piece] = grad @ weight
+                grad_hidden[piece] = _times(grad, weight)
             if grad_weight is not None:
                 grad_weight.addmm_(grad.t(), hidden[piece])
             if grad_bias is not None:
