@@ -135,6 +135,11 @@ class Loss:
     value: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
+    def __add__(self, other: Loss) -> Loss:
+        """Of the sum, metrics included."""
+        common = {key: value + self.metrics[key] for key, value in other.metrics.items() if key in self.metrics}
+        return Loss(self.value + other.value, {**self.metrics, **other.metrics, **common})
+
 
 @dataclass
 class Budget:

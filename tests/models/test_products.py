@@ -42,7 +42,7 @@ def test_products_are_products(heads, outputs):
     bias = bias if heads else bias[0]
     wanted = (a.double() @ b.double()).float()
     torch.testing.assert_close(products.product(a, b), wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(products.shifted(a, b, bias, 2), 2 * (wanted + bias), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(products.affine(a, b, bias, 2), 2 * (wanted + bias), atol=1e-4, rtol=1e-4)
     turned = b.mT.contiguous().mT  # the layout of nn.Linear
     torch.testing.assert_close(products.product(a, turned), wanted, atol=1e-4, rtol=1e-4)
 

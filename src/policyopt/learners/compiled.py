@@ -114,15 +114,11 @@ class CompiledUpdate:
         return made
 
     def _policy(self, batches: dict[str, Rollouts]) -> Loss:
-        total: Tensor | float = 0.0
-        metrics: dict[str, Tensor] = {}
+        total = Loss(torch.zeros((), device=self.learner.policy.device))
         for name, objective in self.learner.objectives.items():
             batch = objective.prepare(batches[name])
-            one = objective(self.learner.policy.evaluate(batch, objective.want()), batch)
-            total = total + one.value
-            metrics |= {k: metrics[k] + v if k in metrics else v for k, v in one.metrics.items()}
-        assert isinstance(total, Tensor)
-        return Loss(total, metrics)
+            total += objective(self.learner.policy.evaluate(batch, objective.want()), batch)
+        return total
 
     def _critic(self, batches: dict[str, Rollouts]) -> Loss:
         assert self.critic is not None

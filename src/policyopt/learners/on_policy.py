@@ -17,7 +17,7 @@ from policyopt.learners.update import Adam, divided, mean_metrics, minibatches
 from policyopt.models.mlp import Architecture
 from policyopt.objectives.policy_gradient import Objective, PolicyGradient
 from policyopt.rollouts.language import Groups
-from policyopt.types import Budget, Clock, Collector, Part, Rollouts
+from policyopt.types import Budget, Clock, Collector, Loss, Part, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,7 @@ class OnPolicyLearner:
 
         ``number`` tells the updates of a step apart.
         """
-        metrics: dict[str, Tensor | float] = {}
-        total = torch.zeros((), device=self.policy.device)
+        total = Loss(torch.zeros((), device=self.policy.device))
         for name, objective in self.objectives.items():
             batch = objective.prepare(pieces[name])
             if objective.measures:
@@ -146,11 +145,8 @@ class OnPolicyLearner:
             for micro in divided(batch, self._pieces(objective, batch)):
                 loss = objective(self.policy.evaluate(micro, objective.want()), micro)
                 loss.value.backward()
-                total += loss.value.detach()
-                for key, value in loss.metrics.items():
-                    metrics[key] = metrics[key] + value if key in metrics else value
-        metrics["gradient/norm"] = self.optimizer.step(total, self.clock)
-        return metrics
+                total += Loss(loss.value.detach(), loss.metrics)
+        return {**total.metrics, "gradient/norm": self.optimizer.step(total.value, self.clock)}
 
     def _pieces(self, objective: Objective, batch: Rollouts) -> list[Tensor]:
         """The rows of the micro-batches."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from policyopt.models.products import preferred, product, rectified, shifted
+from policyopt.models.products import affine, fused, preferred, product
 
 Parameters: TypeAlias = Sequence[Tensor]  # weight and bias of each layer in turn
 
@@ -114,10 +114,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation | Non
     with an activation, the activation of it by the quickest, which it need not know."""
     weight = weight.t() if weight.dim() == 2 else weight
     if activation is None:
-        return shifted(x, weight, bias)
+        return affine(x, weight, bias)
     if preferred(x, weight):
-        return rectified(x, weight, bias, activation.name)
-    return activation.apply(shifted(x, weight, bias, activation.scale))
+        return fused(x, weight, bias, activation.name)
+    return activation.apply(affine(x, weight, bias, activation.scale))
 
 
 def outputs(x: Tensor, activation: Activation, parameters: Parameters) -> list[Tensor]:

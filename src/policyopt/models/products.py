@@ -43,29 +43,29 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a [N, I] times b [I, O], or K of them: [K, N, I] and [K, I, O]."""
     if _one_by_one(a, b):
         return torch.stack([product(*pair) for pair in zip(a, b, strict=True)])
-    return rectified(a, b, None, "none") if preferred(a, b) else a @ b
+    return fused(a, b, None, "none") if preferred(a, b) else a @ b
 
 
-def shifted(a: Tensor, b: Tensor, bias: Tensor, scale: int = 1) -> Tensor:
-    """``scale`` times (a · b + bias): bias [O], or [K, 1, O] where there are K products."""
+def affine(a: Tensor, b: Tensor, bias: Tensor, scale: int = 1) -> Tensor:
+    """``scale`` times (a · b + bias) in operations that autograd knows: bias [O], or [K, 1, O] where there are K products."""
     if a.dim() == 2:
         return torch.addmm(bias, a, b, beta=scale, alpha=scale)
     if _one_by_one(a, b):
-        return torch.stack([shifted(*one, scale) for one in zip(a, b, bias, strict=True)])
+        return torch.stack([affine(*one, scale) for one in zip(a, b, bias, strict=True)])
     return torch.baddbmm(bias, a, b, beta=scale, alpha=scale)
 
 
-def rectified(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(a · b + bias) by oneDNN ("none", "relu", "tanh"), of one product or of K."""
+def fused(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """activation(a · b + bias) by oneDNN alone ("none", "relu", "tanh"), of one product or of K, without a gradient."""
     if a.dim() == 2:
-        single = torch.ops.policyopt.rectified if torch.compiler.is_compiling() else _rectified
+        single = torch.ops.policyopt.fused if torch.compiler.is_compiling() else _fused
         made: Tensor = single(a, b, bias, activation)
         return made
     assert bias is not None
-    return torch.stack([rectified(x, y, own[0], activation) for x, y, own in zip(a, b, bias, strict=True)])
+    return torch.stack([fused(x, y, own[0], activation) for x, y, own in zip(a, b, bias, strict=True)])
 
 
-def _rectified(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def _fused(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     made: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, activation, [], "")
     return made
 
@@ -75,6 +75,6 @@ def _shape(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor
 
 
 OPERATIONS = torch.library.Library("policyopt", "DEF")  # under a name of its own compiled code takes it as it is
-OPERATIONS.define("rectified(Tensor a, Tensor b, Tensor? bias, str activation) -> Tensor")
-OPERATIONS.impl("rectified", _rectified, "CPU")
-torch.library.register_fake("policyopt::rectified", _shape, lib=OPERATIONS)
+OPERATIONS.define("fused(Tensor a, Tensor b, Tensor? bias, str activation) -> Tensor")
+OPERATIONS.impl("fused", _fused, "CPU")
+torch.library.register_fake("policyopt::fused", _shape, lib=OPERATIONS)

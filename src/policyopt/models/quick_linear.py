@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from policyopt.models.products import preferred, product, rectified
+from policyopt.models.products import fused, preferred, product
 
 WORTH = 1 << 26  # multiplications; every new number of tokens costs oneDNN about a millisecond once
 
@@ -29,7 +29,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return rectified(x, weight.t(), bias, "none")
+        return fused(x, weight.t(), bias, "none")
 
     @staticmethod
     @once_differentiable

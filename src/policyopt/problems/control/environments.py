@@ -232,18 +232,14 @@ class GymnasiumEnvironments:
 
     def _seen(self, observations: Sequence[Any]) -> Array:
         """Encoded. Raises ValueError where one has not the shape of the space."""
-        shapes = list(map(np.shape, observations))
-        if shapes.count(self.observation_shape) != len(shapes):
-            i = next(i for i, shape in enumerate(shapes) if shape != self.observation_shape)
-            space = self.environments[i].observation_space
-            raise ValueError(f"{self._where(i)} gave an observation of the shape {shapes[i]}; its space is {space}")
+        if (i := _odd(observations, self.observation_shape)) is not None:
+            space, shape = self.environments[i].observation_space, np.shape(observations[i])
+            raise ValueError(f"{self._where(i)} gave an observation of the shape {shape}; its space is {space}")
         return self.encode(observations)
 
     def _rewards(self, rewards: Sequence[Any]) -> Array:
         """[n] or [n, K] float32. Raises ValueError where one has not the shape of a reward."""
-        shapes = list(map(np.shape, rewards))
-        if shapes.count(self.reward_shape) != len(shapes):
-            i = next(i for i, shape in enumerate(shapes) if shape != self.reward_shape)
+        if (i := _odd(rewards, self.reward_shape)) is not None:
             raise ValueError(f"{self._where(i)} gave the reward {rewards[i]!r}; expected the shape {self.reward_shape}")
         return np.array(rewards, np.float32)
 
@@ -287,6 +283,12 @@ class GymnasiumEnvironments:
                 observation = environment.step(actions[i])[0]
             latest.append(observation)
         self.observations = self.encode(latest)
+
+
+def _odd(values: Sequence[Any], wanted: tuple[int, ...]) -> int | None:
+    """The first of the values that has another shape."""
+    shapes = list(map(np.shape, values))
+    return None if shapes.count(wanted) == len(shapes) else next(i for i, s in enumerate(shapes) if s != wanted)
 
 
 def _encoded(space: gymnasium.Space[Any], observations: Any) -> Array:
